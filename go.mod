@@ -1,0 +1,3 @@
+module tandemfs
+
+go 1.26.0
