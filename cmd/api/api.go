@@ -1,0 +1,88 @@
+// Package api is the node's control interface: HTTP and JSON on a unix socket, the server and the client.
+//
+// It guarantees that only root and the user who runs the node are answered, that a request is bounded in
+// size and refused when it has a field that is not known, and that every error has one of the codes below:
+// what the code is, is decided in one place, and so is what HTTP makes of it.
+package api
+
+import (
+	"context"
+	"time"
+
+	"tandemfs/replicator"
+)
+
+// Node is what the server makes reachable. Package daemon provides it. All methods may be called
+// concurrently. Where a relationship's id is asked for, a unique prefix of it will do.
+type Node interface {
+	Info() Info
+
+	Volumes() []Volume
+	Volume(name string) (Volume, error)
+	CreateVolume(context.Context, CreateVolume) (Volume, error)
+	// RemoveVolume gives the volume as it was.
+	RemoveVolume(ctx context.Context, name string) (Volume, error)
+
+	Relationships() []replicator.Status
+	Relationship(id string) (replicator.Status, error)
+	CreateRelationship(context.Context, replicator.CreateRequest) (replicator.Status, error)
+	AuthorizeRelationship(ctx context.Context, id string, r replicator.AuthorizeRequest) (replicator.Status, error)
+	// RejectRelationship and DeleteRelationship give the relationship as it was.
+	RejectRelationship(ctx context.Context, id string) (replicator.Status, error)
+	DeleteRelationship(ctx context.Context, id string) (replicator.Status, error)
+	EnableRelationship(ctx context.Context, id string, enabled bool) (replicator.Status, error)
+}
+
+// Info describes a node.
+type Info struct {
+	Name        string    `json:"name"`
+	Fingerprint string    `json:"fingerprint"` // of its certificate: "SHA256:" and base64
+	Listen      string    `json:"listen"`      // the address where peers are answered
+	Version     string    `json:"version"`
+	State       string    `json:"state"` // the state folder
+	Started     time.Time `json:"started"`
+}
+
+// VolumeState says whether a volume can be used.
+type VolumeState string
+
+// The states of a volume.
+const (
+	VolumeMounted VolumeState = "mounted"
+	VolumeBusy    VolumeState = "busy"   // being opened, switched or removed at this moment
+	VolumeFailed  VolumeState = "failed" // Error says why; it is tried again when somebody asks for it
+)
+
+// Volume is a protected directory.
+type Volume struct {
+	Name          string      `json:"name"`
+	ID            string      `json:"id,omitempty"` // empty while the volume is not open
+	Path          string      `json:"path"`         // the directory that is protected
+	Mount         string      `json:"mount"`        // where it is mounted; the same as Path by default
+	State         VolumeState `json:"state"`
+	Error         string      `json:"error,omitempty"`
+	ReadOnly      bool        `json:"read_only"`
+	NoSuid        bool        `json:"nosuid"`
+	NoDev         bool        `json:"nodev"`
+	Created       time.Time   `json:"created"`
+	Relationships []string    `json:"relationships"` // ids of those that use the volume
+}
+
+// CreateVolume asks for the protection of a directory.
+type CreateVolume struct {
+	Name   string `json:"name"`
+	Path   string `json:"path"`            // absolute
+	Mount  string `json:"mount,omitempty"` // absolute; empty: over Path itself
+	NoSuid bool   `json:"nosuid"`
+	NoDev  bool   `json:"nodev"`
+}
+
+// The lists as they travel.
+type (
+	volumeList struct {
+		Volumes []Volume `json:"volumes"`
+	}
+	relationshipList struct {
+		Relationships []replicator.Status `json:"relationships"`
+	}
+)
