@@ -1,0 +1,99 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kinds of filesystem that Disk makes.
+const (
+	Ext4  = "ext4"
+	XFS   = "xfs"
+	Btrfs = "btrfs"
+)
+
+// mkfs says how to make a filesystem of each kind, and with which options to mount it.
+var mkfs = map[string]struct {
+	args  []string
+	mount string
+}{
+	Ext4:  {[]string{"mkfs.ext4", "-q", "-F", "-E", "nodiscard"}, "noinit_itable"},
+	XFS:   {[]string{"mkfs.xfs", "-q", "-f", "-K"}, ""},
+	Btrfs: {[]string{"mkfs.btrfs", "-q", "-f", "-K"}, ""},
+}
+
+// Disk makes an empty filesystem of the kind on a loop device over a sparse image of so many bytes, and
+// mounts it for as long as the test runs. It returns the mount point.
+func Disk(t T, kind string, size int64) string {
+	t.Helper()
+	dir := Dir(t)
+	device, err := loopDevice(dir, size)
+	if err != nil {
+		t.Fatalf("loop device: %v", err)
+	}
+	defer device.Close() // the mount keeps it from here on
+	how := mkfs[kind]
+	out, err := exec.Command(how.args[0], append(how.args[1:], device.Name())...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", how.args[0], err, out)
+	}
+	mountPoint := MakeDir(t, dir, "disk")
+	if err := unix.Mount(device.Name(), mountPoint, kind, 0, how.mount); err != nil {
+		t.Fatalf("mount %s on %s: %v", kind, device.Name(), err)
+	}
+	if err := os.RemoveAll(filepath.Join(mountPoint, "lost+found")); err != nil {
+		t.Fatalf("empty the filesystem: %v", err)
+	}
+	return mountPoint
+}
+
+// loopDevice attaches a new image in dir to a free loop device, which clears itself when nobody has it
+// open or mounted any more. The image loses its name at once.
+func loopDevice(dir string, size int64) (*os.File, error) {
+	image, err := os.CreateTemp(dir, "image-")
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	defer os.Remove(image.Name())
+	if err := image.Truncate(size); err != nil {
+		return nil, err
+	}
+	control, err := os.Open("/dev/loop-control")
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	for range 100 {
+		device, err := attach(control, image)
+		if !errors.Is(err, unix.EBUSY) {
+			return device, err
+		}
+	}
+	return nil, errors.New("others took every free loop device")
+}
+
+// attach tries the device that is free at the moment; EBUSY means that somebody else was faster.
+func attach(control, image *os.File) (*os.File, error) {
+	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return nil, fmt.Errorf("find a free loop device: %w", err)
+	}
+	device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", number), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	config := unix.LoopConfig{Fd: uint32(image.Fd())}
+	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	copy(config.Info.File_name[:], image.Name()) // sysfs shows it, and so does Stock
+	if err := unix.IoctlLoopConfigure(int(device.Fd()), &config); err != nil {
+		device.Close()
+		return nil, fmt.Errorf("attach %s: %w", device.Name(), err)
+	}
+	return device, nil
+}
