@@ -1,0 +1,288 @@
+// Package mount serves a volume to the kernel through FUSE's raw protocol. It guarantees that every
+// change a program makes reaches the volume as one operation when it is made (write-through), that the
+// kernel caches names, absence, attributes and content for as long as it likes and is told when a transfer
+// changes them, and that nothing but known, harmless ioctls reaches the backing files.
+//
+// OPEN and OPENDIR are answered ENOSYS once, so that the kernel sends no more of them, nor RELEASE or
+// FLUSH: opening a file that is known costs no message.
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/volume"
+	"tandemfs/journal"
+)
+
+// fsType is what /proc/self/mounts calls the filesystem, after "fuse.".
+const fsType = "tandemfs"
+
+// Options of Mount.
+type Options struct {
+	NoSuid bool // set-id programs on the mount get no rights
+	NoDev  bool // device nodes on the mount do nothing
+	Debug  bool // log every request
+	Logger *slog.Logger
+}
+
+// Server is a mounted volume.
+type Server struct {
+	volume     *volume.Volume
+	mountpoint string
+	log        *slog.Logger
+	fuse       *fuse.Server
+	table      *table
+	done       chan struct{}
+
+	flagMu sync.Mutex // held while the mount's flags change
+	flags  uintptr
+}
+
+// maxWrite is the largest request: FUSE_MAX_MAX_PAGES of 4 KiB.
+const maxWrite = 1 << 20
+
+// readAhead is how far the kernel reads ahead, in KiB.
+const readAhead = 1024
+
+// Mount mounts the volume. The mount point may be the volume's own directory.
+func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	var root volume.Inode
+	if err := v.Stat(v.Root(), &root); err != nil {
+		return nil, fmt.Errorf("read the volume's root: %w", err)
+	}
+	s := &Server{
+		volume: v, mountpoint: mountpoint, done: make(chan struct{}),
+		log:   o.Logger.With("volume", v.Name(), "mount", mountpoint),
+		table: newTable(v.Root(), uint32(root.Stat.Mode)&unix.S_IFMT),
+		flags: mountFlags(o, v.ReadOnly()),
+	}
+	server, err := fuse.NewServer(&rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), s: s, v: v, t: s.table},
+		mountpoint, s.fuseOptions(o))
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", mountpoint, err)
+	}
+	s.fuse = server
+	go func() {
+		server.Serve()
+		close(s.done)
+	}()
+	if err := server.WaitMount(); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount on %s: %w", mountpoint, err), server.Unmount())
+	}
+	v.SetKernel(s)
+	s.raiseReadAhead()
+	return s, nil
+}
+
+func mountFlags(o Options, readOnly bool) uintptr {
+	flags := uintptr(unix.MS_MGC_VAL) // go-fuse takes no flags at all for its own default
+	if o.NoSuid {
+		flags |= unix.MS_NOSUID
+	}
+	if o.NoDev {
+		flags |= unix.MS_NODEV
+	}
+	if readOnly {
+		flags |= unix.MS_RDONLY
+	}
+	return flags
+}
+
+func (s *Server) fuseOptions(o Options) *fuse.MountOptions {
+	return &fuse.MountOptions{
+		AllowOther:               true,
+		Options:                  []string{"default_permissions"},
+		FsName:                   s.volume.Path(),
+		Name:                     fsType,
+		DirectMountStrict:        true,
+		DirectMountFlags:         s.flags,
+		MaxWrite:                 maxWrite,
+		MaxReadAhead:             maxWrite,
+		MaxBackground:            64,
+		EnableAcl:                true,
+		EnableSymlinkCaching:     true,
+		ExplicitDataCacheControl: true,
+		Debug:                    o.Debug,
+		Logger:                   log.New(logWriter{s.log}, "", 0),
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_DONT_MASK |
+			fuse.CAP_SETXATTR_EXT | fuse.CAP_ASYNC_DIO | fuse.CAP_IOCTL_DIR,
+		// Passthrough would take writes out of our sight.
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+	}
+}
+
+// logWriter takes go-fuse's log lines.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Debug(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// raiseReadAhead lets the kernel read ahead as much as one request can carry. Its default for FUSE is an
+// eighth of that; where /sys is not writable that is what stays.
+func (s *Server) raiseReadAhead() {
+	var st unix.Stat_t
+	if err := unix.Stat(s.mountpoint, &st); err != nil {
+		return
+	}
+	file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if err := os.WriteFile(file, []byte(fmt.Sprint(readAhead)), 0); err != nil {
+		s.log.Debug("read-ahead stays at the kernel's default", "error", err)
+	}
+}
+
+// Mountpoint is where the volume is mounted.
+func (s *Server) Mountpoint() string { return s.mountpoint }
+
+// Wait waits until the mount is gone.
+func (s *Server) Wait() { <-s.done }
+
+// Done is closed when the mount is gone, by Unmount or by somebody's umount(8).
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// unmountPatience is how long Unmount waits for programs to let go of a busy mount.
+const unmountPatience = 2 * time.Second
+
+// Unmount unmounts. A mount that stays busy is detached: it is gone from the path at once, and programs that
+// still use it get errors from when the daemon ends; that is logged.
+func (s *Server) Unmount() error {
+	var err error
+	for end := time.Now().Add(unmountPatience); ; time.Sleep(50 * time.Millisecond) {
+		err = unix.Unmount(s.mountpoint, 0)
+		if err != unix.EBUSY || time.Now().After(end) {
+			break
+		}
+	}
+	busy := err == unix.EBUSY
+	if busy {
+		err = unix.Unmount(s.mountpoint, unix.MNT_DETACH)
+	}
+	if err != nil && err != unix.EINVAL { // EINVAL: not mounted any more
+		return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
+	}
+	if busy {
+		s.log.Warn("the mount was in use and is detached: programs that hold files on it will get errors")
+		return nil
+	}
+	<-s.done
+	s.volume.SetKernel(nil)
+	return nil
+}
+
+// SetReadOnly changes the mount's own flag, so that the kernel refuses writes before they get here.
+func (s *Server) SetReadOnly(on bool) error {
+	s.flagMu.Lock()
+	defer s.flagMu.Unlock()
+	flags := s.flags &^ unix.MS_RDONLY
+	if on {
+		flags |= unix.MS_RDONLY
+	}
+	// A remount is refused with EBUSY while a file is open for writing. The volume refuses such writes
+	// itself from this moment on; the flag is only the second lock, and it follows.
+	err := unix.Mount("", s.mountpoint, "", flags|unix.MS_REMOUNT, "")
+	if err != nil && !(on && err == unix.EBUSY) {
+		return fmt.Errorf("remount %s: %w", s.mountpoint, err)
+	}
+	if err != nil {
+		s.log.Warn("files are open for writing: writes to them are refused, the mount's own flag is not set")
+		return nil
+	}
+	s.flags = flags
+	return nil
+}
+
+// Refers is volume.Kernel's.
+func (s *Server) Refers(id journal.Ident) bool {
+	_, ok := s.table.node(id)
+	return ok
+}
+
+// InodeChanged is volume.Kernel's. An inode that the kernel does not know needs nothing.
+func (s *Server) InodeChanged(id journal.Ident, content bool) {
+	node, ok := s.table.node(id)
+	if !ok {
+		return
+	}
+	off := int64(-1) // attributes only
+	if content {
+		off = 0
+	}
+	s.notified(s.fuse.InodeNotify(node, off, 0), "inode", id)
+}
+
+// NameChanged is volume.Kernel's.
+func (s *Server) NameChanged(dir journal.Ident, name string) {
+	node, ok := s.table.node(dir)
+	if !ok {
+		return
+	}
+	s.notified(s.fuse.EntryNotify(node, name), "name", dir)
+	s.notified(s.fuse.InodeNotify(node, 0, 0), "directory", dir) // its cached entries
+}
+
+func (s *Server) notified(status fuse.Status, what string, id journal.Ident) {
+	if !status.Ok() && status != fuse.ENOENT {
+		s.log.Debug("the kernel's cache was not told", "what", what, "inode", id, "status", status)
+	}
+}
+
+// CleanStale detaches a mount of ours whose daemon is gone: every access gives ENOTCONN. It reports
+// whether there was one. Other mounts, and ours while they live, are left alone.
+func CleanStale(mountpoint string) (bool, error) {
+	cleaned := false
+	for {
+		ours, err := isOurs(mountpoint)
+		if err != nil || !ours {
+			return cleaned, err
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(mountpoint, &st); err != unix.ENOTCONN {
+			return cleaned, nil
+		}
+		if err := unix.Unmount(mountpoint, unix.MNT_DETACH); err != nil {
+			return cleaned, fmt.Errorf("detach the dead mount on %s: %w", mountpoint, err)
+		}
+		cleaned = true
+	}
+}
+
+// isOurs reports whether the topmost mount on a path is a tandemfs.
+func isOurs(mountpoint string) (bool, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	ours := false
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) < 7 || unescape(fields[4]) != filepath.Clean(mountpoint) {
+			continue
+		}
+		for i, f := range fields {
+			if f == "-" && i+1 < len(fields) {
+				ours = fields[i+1] == "fuse."+fsType // the last line for a path is the topmost mount
+			}
+		}
+	}
+	return ours, nil
+}
+
+// unescape undoes the octal escapes of /proc/self/mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}

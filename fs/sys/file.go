@@ -1,0 +1,251 @@
+package sys
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/journal"
+)
+
+// again repeats a call for as long as a signal interrupts it.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Stat fills st with what statx(2) tells of dirfd/name, or of dirfd itself when name is empty, without
+// following a symbolic link. The birth time is asked for too.
+func Stat(dirfd int, name string, st *unix.Statx_t) error {
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_SYNC_AS_STAT
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	return unix.Statx(dirfd, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+}
+
+// Attr turns a statx answer into a journal's attributes.
+func Attr(st *unix.Statx_t) journal.Attr {
+	return journal.Attr{
+		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid,
+		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Size: int64(st.Size),
+		Atime: stamp(st.Atime), Mtime: stamp(st.Mtime), Ctime: stamp(st.Ctime),
+	}
+}
+
+func stamp(t unix.StatxTimestamp) journal.Time { return journal.Time{Sec: t.Sec, Nsec: t.Nsec} }
+
+// Open is openat(2), close-on-exec, never following a symbolic link at the end.
+func Open(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
+	err = again(func() error {
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
+		return err
+	})
+	return fd, err
+}
+
+// Close closes a descriptor. An error of close(2) is of no use to anyone here: what must be durable was
+// synced before.
+func Close(fd int) { _ = unix.Close(fd) }
+
+// ReadAt reads until p is full or the file ends; n < len(p) with a nil error means the end.
+func ReadAt(fd int, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pread(fd, p[n:], off+int64(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			return n, nil
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// WriteAt writes all of p, or gives the error and how much was written before it.
+func WriteAt(fd int, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pwrite(fd, p[n:], off+int64(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// Truncate is ftruncate(2).
+func Truncate(fd int, size int64) error {
+	return again(func() error { return unix.Ftruncate(fd, size) })
+}
+
+// Fallocate is fallocate(2).
+func Fallocate(fd int, mode uint32, off, length int64) error {
+	return again(func() error { return unix.Fallocate(fd, mode, off, length) })
+}
+
+// PunchHole makes a range a hole without changing the size.
+func PunchHole(fd int, e journal.Extent) error {
+	return Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e.Off, e.Len())
+}
+
+// CopyRange is copy_file_range(2): at most n bytes, possibly fewer.
+func CopyRange(in int, offIn int64, out int, offOut int64, n int) (copied int, err error) {
+	err = again(func() error {
+		from, to := offIn, offOut
+		copied, err = unix.CopyFileRange(in, &from, out, &to, n, 0)
+		return err
+	})
+	return copied, err
+}
+
+// Seek is lseek(2), for SEEK_DATA and SEEK_HOLE.
+func Seek(fd int, off int64, whence int) (int64, error) { return unix.Seek(fd, off, whence) }
+
+// NextData gives the first stretch of data at or after off and before end, as SEEK_DATA and SEEK_HOLE
+// report it. ok is false when only a hole is left.
+func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
+	if off >= end {
+		return e, false, nil
+	}
+	start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	if err == unix.ENXIO || err == nil && start >= end {
+		return e, false, nil
+	}
+	if err != nil {
+		return e, false, err
+	}
+	stop, err := unix.Seek(fd, start, unix.SEEK_HOLE)
+	if err == unix.ENXIO { // truncated between the two calls
+		return e, false, nil
+	}
+	if err != nil {
+		return e, false, err
+	}
+	return journal.Extent{Off: start, End: min(stop, end)}, true, nil
+}
+
+// Fsync is fsync(2), or fdatasync(2) when only data matters.
+func Fsync(fd int, dataOnly bool) error {
+	return again(func() error {
+		if dataOnly {
+			return unix.Fdatasync(fd)
+		}
+		return unix.Fsync(fd)
+	})
+}
+
+// SyncFilesystem makes everything written to the backing filesystem durable.
+func (b *Backing) SyncFilesystem() error { return unix.Syncfs(b.fd) }
+
+// Statfs is fstatfs(2) of the backing filesystem.
+func (b *Backing) Statfs(st *unix.Statfs_t) error { return unix.Fstatfs(b.fd, st) }
+
+// Mkdir is mkdirat(2).
+func Mkdir(dirfd int, name string, mode uint32) error { return unix.Mkdirat(dirfd, name, mode) }
+
+// Mknod is mknodat(2).
+func Mknod(dirfd int, name string, mode uint32, rdev uint64) error {
+	return unix.Mknodat(dirfd, name, mode, int(rdev))
+}
+
+// Symlink is symlinkat(2).
+func Symlink(target string, dirfd int, name string) error { return unix.Symlinkat(target, dirfd, name) }
+
+// Link gives the inode behind fd (of any kind but a directory) another name.
+func Link(fd, dirfd int, name string) error {
+	return unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
+}
+
+// Rename is renameat2(2).
+func Rename(olddir int, oldname string, newdir int, newname string, flags uint) error {
+	return unix.Renameat2(olddir, oldname, newdir, newname, flags)
+}
+
+// Unlink removes a name that is not a directory's.
+func Unlink(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, 0) }
+
+// Rmdir removes an empty directory.
+func Rmdir(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }
+
+// Readlink reads the symbolic link behind an O_PATH descriptor.
+func Readlink(fd int) (string, error) {
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(fd, "", buf[:])
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// Chown is fchownat(2) on the descriptor itself; -1 leaves an id as it is.
+func Chown(fd, uid, gid int) error {
+	return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// Chmod sets permission bits. Where the descriptor is O_PATH, which fchmod(2) refuses, the link in /proc
+// reaches the same inode.
+func Chmod(fd int, mode uint32) error {
+	err := unix.Fchmod(fd, mode&07777)
+	if err == unix.EBADF {
+		err = unix.Chmod(procPath(fd), mode&07777)
+	}
+	return err
+}
+
+// SetTimes sets access and modification time; a Nsec of UTIME_OMIT or UTIME_NOW means what it does in
+// utimensat(2).
+func SetTimes(fd int, atime, mtime journal.Time) error {
+	ts := []unix.Timespec{
+		{Sec: atime.Sec, Nsec: int64(atime.Nsec)},
+		{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)},
+	}
+	return unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH)
+}
+
+// procPath names an open descriptor's inode for calls that take no O_PATH descriptor.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// AsCaller runs a creating call with the file system identity of a user, so that the new inode is theirs
+// from its first moment (and their quota's), with set-group-id directories and default ACLs handled by the
+// backing filesystem. The daemon keeps its capabilities: permission was checked by the kernel before.
+func AsCaller(uid, gid uint32, call func() error) error {
+	if uid == 0 && gid == 0 {
+		return call()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// Without this bit the kernel drops the file capabilities of a thread whose fsuid is no longer 0. It
+	// stays set on the thread: harmless, since only the fsuid is ever changed here.
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoSetuidFixup, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, err := unix.SetfsgidRetGid(int(gid)); err != nil {
+		return err
+	}
+	defer unix.Setfsgid(0)
+	if _, err := unix.SetfsuidRetUid(int(uid)); err != nil {
+		return err
+	}
+	defer unix.Setfsuid(0)
+	return call()
+}
+
+// secbitNoSetuidFixup is SECBIT_NO_SETUID_FIXUP of capabilities(7).
+const secbitNoSetuidFixup = 1 << 2
+
+// PathOf is the path that the kernel knows an open directory under. Only its last element means anything
+// to a caller: the rest depends on what is mounted where.
+func PathOf(fd int) (string, error) { return os.Readlink(procPath(fd)) }

@@ -1,0 +1,453 @@
+package volume
+
+import (
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// The methods of this file are how a transfer changes a volume that is read-only to everybody else. One
+// transfer runs at a time. Each can be called again after a crash and then changes nothing more. The kernel
+// is told of a change after the gate was left: it may wait there for an operation that wants to enter.
+
+// inside runs a change between the journal's Enter and Leave.
+func (v *Volume) inside(change func() error) error {
+	v.journal.Enter()
+	defer v.journal.Leave()
+	return change()
+}
+
+// IsEmpty reports whether the root directory has no names.
+func (v *Volume) IsEmpty() (bool, error) {
+	empty := true
+	err := v.ReadDir(v.root, 0, func(e *sys.Dirent) bool {
+		empty = e.IsDot()
+		return empty
+	})
+	return empty, err
+}
+
+// Exists reports whether the inode is still there, under a name or aside.
+func (v *Volume) Exists(id journal.Ident) (bool, error) {
+	var n Inode
+	switch err := v.Stat(id, &n); err {
+	case nil:
+		return n.Stat.Nlink > 0, nil
+	case unix.ESTALE:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+// Create makes an inode as dir/name, or aside when dir is zero. It belongs to root and is closed to others
+// until SetImage.
+func (v *Volume) Create(mode uint32, rdev uint64, symlink string, dir journal.Ident, name string) (id journal.Ident, err error) {
+	if dir.IsZero() {
+		name = v.aside.newName()
+		err = v.inside(func() error {
+			id, err = v.createAt(v.aside.fd, name, mode, rdev, symlink)
+			return err
+		})
+		if err == nil {
+			v.aside.add(id, name)
+		}
+		return id, err
+	}
+	d, err := v.open.get(dir, reachDir)
+	if err != nil {
+		return id, err
+	}
+	defer v.open.put(d)
+	err = v.inside(func() error {
+		if err := v.makeRoom(d, name); err != nil {
+			return err
+		}
+		id, err = v.createAt(d.fd, name, mode, rdev, symlink)
+		return err
+	})
+	v.mounted().NameChanged(dir, name)
+	return id, err
+}
+
+// makeRoom marks a name that is about to stand for another inode; what stands there is moved aside.
+func (v *Volume) makeRoom(d *openInode, name string) error {
+	err := v.touchNew(d, name)
+	if err != unix.EEXIST {
+		return err
+	}
+	if err := v.moveAside(d, name); err != nil {
+		return err
+	}
+	return v.touchNew(d, name)
+}
+
+// createAt makes the inode and notes it. A regular file stays open in the cache for the data that follows.
+func (v *Volume) createAt(dirfd int, name string, mode uint32, rdev uint64, symlink string) (id journal.Ident, err error) {
+	fd := -1
+	switch kind := mode & unix.S_IFMT; kind {
+	case unix.S_IFREG:
+		fd, err = sys.Open(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	case unix.S_IFDIR:
+		err = sys.Mkdir(dirfd, name, 0o700)
+	case unix.S_IFLNK:
+		err = sys.Symlink(symlink, dirfd, name)
+	case unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
+		err = sys.Mknod(dirfd, name, kind|0o600, rdev)
+	default:
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return id, err
+	}
+	if id, err = v.backing.IdentAt(dirfd, name); err == nil {
+		err = v.journal.NoteCreated(id)
+	}
+	if fd >= 0 && err == nil {
+		v.open.put(v.open.add(id, fd, reachData))
+	} else if fd >= 0 {
+		sys.Close(fd)
+	}
+	return id, err
+}
+
+// SetImage gives an inode all of an attribute set: for a regular file its size, then owner, extended
+// attributes (those not listed are removed), mode and times.
+func (v *Volume) SetImage(id journal.Ident, img journal.Image) error {
+	err := v.inside(func() error { return v.setImage(id, img) })
+	v.mounted().InodeChanged(id, false)
+	return err
+}
+
+func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
+	a := img.Attr
+	regular := a.Mode&unix.S_IFMT == unix.S_IFREG
+	want := reachPath
+	if regular {
+		want = reachData
+	}
+	o, err := v.open.get(id, want)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	if regular {
+		if err := v.resize(o, a.Size, false); err != nil {
+			return err
+		}
+	}
+	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+		return err
+	}
+	s := Setting{Valid: SetUID | SetGID, UID: a.UID, GID: a.GID}
+	if err := apply(o, s); err != nil {
+		return err
+	}
+	if err := replaceXattrs(o.fd, img.Xattrs); err != nil {
+		return err
+	}
+	s = Setting{Valid: SetTimes, Atime: a.Atime, Mtime: a.Mtime}
+	if a.Mode&unix.S_IFMT != unix.S_IFLNK { // a symbolic link's mode is always 0777
+		s.Valid |= SetMode
+		s.Mode = a.Mode & 0o7777
+	}
+	return apply(o, s)
+}
+
+// replaceXattrs makes the extended attributes those of want, changing no more than differs.
+func replaceXattrs(fd int, want []journal.Xattr) error {
+	have, err := sys.Xattrs(fd)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[string]string, len(want))
+	for _, x := range want {
+		wanted[x.Name] = string(x.Value)
+	}
+	for _, x := range have {
+		value, keep := wanted[x.Name]
+		if keep && value == string(x.Value) {
+			delete(wanted, x.Name)
+			continue
+		}
+		if !keep {
+			if err := sys.RemoveXattr(fd, x.Name); err != nil {
+				return err
+			}
+		}
+	}
+	for name, value := range wanted {
+		if err := sys.SetXattr(fd, name, []byte(value), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MoveAside takes a name away; the inode lives on, aside, until DropAside. A name that is not there is no
+// error.
+func (v *Volume) MoveAside(dir journal.Ident, name string) error {
+	d, err := v.open.get(dir, reachDir)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(d)
+	err = v.inside(func() error { return v.moveAside(d, name) })
+	v.mounted().NameChanged(dir, name)
+	return err
+}
+
+func (v *Volume) moveAside(d *openInode, name string) error {
+	if v.hidden(d.id, name) {
+		return unix.EPERM
+	}
+	id, err := v.backing.IdentAt(d.fd, name)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := v.journal.TouchMeta(d.id, imageOf(d)); err != nil {
+		return err
+	}
+	if err := v.journal.TouchName(d.id, name, id); err != nil {
+		return err
+	}
+	to := v.aside.newName()
+	if err := sys.Rename(d.fd, name, v.aside.fd, to, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	v.aside.add(id, to)
+	return nil
+}
+
+// Place gives an inode a name. A directory moves there from aside, or from where it is; anything else
+// moves from aside or is linked. What stood there is moved aside first.
+func (v *Volume) Place(id, dir journal.Ident, name string) error {
+	d, err := v.open.get(dir, reachDir)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(d)
+	if now, err := v.backing.IdentAt(d.fd, name); err == nil && now == id {
+		return nil
+	}
+	o, err := v.open.get(id, reachPath)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	var left location
+	err = v.inside(func() (err error) {
+		if err = v.makeRoom(d, name); err == nil {
+			left, err = v.place(o, d, name)
+		}
+		return err
+	})
+	kernel := v.mounted()
+	if left.name != "" {
+		kernel.NameChanged(left.dir, left.name)
+	}
+	kernel.NameChanged(dir, name)
+	kernel.InodeChanged(id, false)
+	return err
+}
+
+// location is a name in a directory.
+type location struct {
+	dir  journal.Ident
+	name string
+}
+
+// place gives the inode its name and tells which one it left, if any.
+func (v *Volume) place(o, d *openInode, name string) (left location, err error) {
+	if from, ok := v.aside.peek(o.id); ok {
+		if err := sys.Rename(v.aside.fd, from, d.fd, name, unix.RENAME_NOREPLACE); err != nil {
+			return left, err
+		}
+		v.aside.taken(o.id)
+		return left, nil
+	}
+	var n Inode
+	if err := v.statOpen(o, &n); err != nil {
+		return left, err
+	}
+	if !n.IsDir() {
+		return left, sys.Link(o.fd, d.fd, name)
+	}
+	return v.moveDirectory(o.id, d, name)
+}
+
+// moveDirectory renames a directory from where it is, which the kernel tells: its parent is "..", and the
+// last element of its path is its name there.
+func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) (left location, err error) {
+	self, err := v.open.get(id, reachDir)
+	if err != nil {
+		return left, err
+	}
+	defer v.open.put(self)
+	parentID, err := v.backing.IdentAt(self.fd, "..")
+	if err != nil {
+		return left, err
+	}
+	parent, err := v.open.get(parentID, reachDir)
+	if err != nil {
+		return left, err
+	}
+	defer v.open.put(parent)
+	where, err := sys.PathOf(self.fd)
+	if err != nil {
+		return left, err
+	}
+	old := path.Base(where)
+	if now, err := v.backing.IdentAt(parent.fd, old); err != nil || now != id {
+		return left, unix.ESTALE
+	}
+	if err := v.journal.TouchMeta(parentID, imageOf(parent)); err != nil {
+		return left, err
+	}
+	if err := v.journal.TouchName(parentID, old, id); err != nil {
+		return left, err
+	}
+	return location{parentID, old}, sys.Rename(parent.fd, old, d.fd, name, unix.RENAME_NOREPLACE)
+}
+
+// DropAside removes what is aside and calls gone for every inode that has no name left.
+func (v *Volume) DropAside(gone func(journal.Ident) error) error {
+	for _, id := range v.aside.idents() {
+		for {
+			name, ok := v.aside.peek(id)
+			if !ok {
+				break
+			}
+			if err := v.drop(v.aside.fd, name, gone); err != nil {
+				return err
+			}
+			v.aside.taken(id)
+		}
+	}
+	return nil
+}
+
+// drop removes a name, with everything below it where it is a directory's.
+func (v *Volume) drop(dirfd int, name string, gone func(journal.Ident) error) error {
+	var n Inode
+	err := v.statAt(dirfd, name, &n)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	last := n.IsDir() || n.Stat.Nlink == 1
+	if last && v.mounted().Refers(n.ID) {
+		if err := v.open.hold(n.ID); err != nil {
+			return err
+		}
+	}
+	if n.IsDir() {
+		err = v.dropDirectory(dirfd, name, gone)
+	} else {
+		err = sys.Unlink(dirfd, name)
+	}
+	if err != nil {
+		return err
+	}
+	v.mounted().InodeChanged(n.ID, false)
+	if !last {
+		return nil
+	}
+	v.journal.Enter()
+	v.gone(&n, true)
+	v.journal.Leave()
+	return gone(n.ID)
+}
+
+func (v *Volume) dropDirectory(dirfd int, name string, gone func(journal.Ident) error) error {
+	err := sys.Rmdir(dirfd, name)
+	if err != unix.ENOTEMPTY {
+		return err
+	}
+	fd, err := sys.Open(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	if err := eachName(fd, func(child string) error { return v.drop(fd, child, gone) }); err != nil {
+		return err
+	}
+	return sys.Rmdir(dirfd, name)
+}
+
+// Commit makes all that was applied durable and seals it. What was recorded up to here is not needed any
+// more: both sides hold this state.
+func (v *Volume) Commit() (journal.Epoch, error) {
+	if err := v.backing.SyncFilesystem(); err != nil {
+		return 0, err
+	}
+	n, err := v.journal.Seal(false)
+	if err != nil {
+		return 0, err
+	}
+	if err := v.journal.Forget(n); err != nil {
+		return 0, err
+	}
+	return n, v.journal.Sync()
+}
+
+// ApplyFile is a regular file that a transfer writes to.
+type ApplyFile struct {
+	v *Volume
+	o *openInode
+}
+
+// OpenForApply opens a regular file's content for writing.
+func (v *Volume) OpenForApply(id journal.Ident) (*ApplyFile, error) {
+	o, err := v.open.get(id, reachData)
+	if err != nil {
+		return nil, err
+	}
+	return &ApplyFile{v: v, o: o}, nil
+}
+
+// change runs a call that changes the range e.
+func (f *ApplyFile) change(e journal.Extent, call func() error) error {
+	f.v.journal.Enter()
+	defer f.v.journal.Leave()
+	if err := f.v.journal.TouchData(f.o.id, e, imageOf(f.o)); err != nil {
+		return err
+	}
+	return call()
+}
+
+// WriteAt is io.WriterAt.
+func (f *ApplyFile) WriteAt(p []byte, off int64) (n int, err error) {
+	err = f.change(journal.Extent{Off: off, End: off + int64(len(p))}, func() (err error) {
+		n, err = sys.WriteAt(f.o.fd, p, off)
+		return err
+	})
+	return n, err
+}
+
+// Punch makes the range a hole without changing the size.
+func (f *ApplyFile) Punch(e journal.Extent) error {
+	return f.change(e, func() error { return sys.PunchHole(f.o.fd, e) })
+}
+
+// Truncate sets the size.
+func (f *ApplyFile) Truncate(size int64) error {
+	f.v.journal.Enter()
+	defer f.v.journal.Leave()
+	return f.v.resize(f.o, size, false)
+}
+
+// Close gives the file back and has the kernel drop what it caches of the old content.
+func (f *ApplyFile) Close() error {
+	f.v.mounted().InodeChanged(f.o.id, true)
+	f.v.open.put(f.o)
+	return nil
+}

@@ -1,0 +1,269 @@
+package volume
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// Stat reads an inode's attributes.
+func (v *Volume) Stat(id journal.Ident, out *Inode) error {
+	o, err := v.open.get(id, reachPath)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	return v.statOpen(o, out)
+}
+
+// What a Setting sets.
+const (
+	SetMode = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetTimes
+)
+
+// Setting is a change of attributes; Valid says which.
+type Setting struct {
+	Valid    uint32
+	Mode     uint32 // permission bits
+	UID      uint32
+	GID      uint32
+	Size     int64
+	Atime    journal.Time // Nsec may be UTIME_NOW or UTIME_OMIT
+	Mtime    journal.Time
+	KillPriv bool // with SetSize: the caller may not keep set-id bits and capabilities
+}
+
+// SetAttr changes attributes and reads them back.
+func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
+	want := reachPath
+	if s.Valid&SetSize != 0 {
+		want = reachData
+	}
+	o, err := v.open.get(id, want)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	if s.Valid&SetSize != 0 {
+		err = v.resize(o, s.Size, s.KillPriv)
+	}
+	if err == nil && s.Valid&^SetSize != 0 {
+		err = v.journal.TouchMeta(id, imageOf(o))
+	}
+	if err == nil {
+		err = apply(o, s)
+	}
+	if err != nil {
+		return err
+	}
+	return v.statOpen(o, out)
+}
+
+// resize truncates or extends a file. What a truncation takes away counts as changed up to the largest
+// offset, so that a file which grows again afterwards is known to hold zeros there.
+func (v *Volume) resize(o *openInode, size int64, killPriv bool) error {
+	var st unix.Statx_t
+	if err := sys.Stat(o.fd, "", &st); err != nil {
+		return err
+	}
+	var err error
+	if size < int64(st.Size) {
+		err = v.journal.TouchData(o.id, journal.Extent{Off: size, End: journal.MaxOffset}, imageOf(o))
+	} else {
+		err = v.journal.TouchMeta(o.id, imageOf(o))
+	}
+	if err != nil {
+		return err
+	}
+	if killPriv {
+		if err := dropPrivileges(o); err != nil {
+			return err
+		}
+	}
+	return sys.Truncate(o.fd, size)
+}
+
+// apply makes the changes of owner, mode and times, in the order in which one undoes none before it: a
+// change of owner drops set-id bits.
+func apply(o *openInode, s Setting) error {
+	if s.Valid&(SetUID|SetGID) != 0 {
+		uid, gid := -1, -1
+		if s.Valid&SetUID != 0 {
+			uid = int(s.UID)
+		}
+		if s.Valid&SetGID != 0 {
+			gid = int(s.GID)
+		}
+		if err := sys.Chown(o.fd, uid, gid); err != nil {
+			return err
+		}
+	}
+	if s.Valid&SetMode != 0 {
+		o.plain.Store(false)
+		if err := sys.Chmod(o.fd, s.Mode); err != nil {
+			return err
+		}
+	}
+	if s.Valid&SetTimes != 0 {
+		return sys.SetTimes(o.fd, s.Atime, s.Mtime)
+	}
+	return nil
+}
+
+// dropPrivileges removes set-id bits and capabilities, as the kernel does when somebody without
+// CAP_FSETID changes a file's content; with FUSE's HANDLE_KILLPRIV_V2 that is the server's to do.
+func dropPrivileges(o *openInode) error {
+	if o.plain.Load() {
+		return nil
+	}
+	var st unix.Statx_t
+	if err := sys.Stat(o.fd, "", &st); err != nil {
+		return err
+	}
+	mode := uint32(st.Mode)
+	drop := mode & unix.S_ISUID
+	if mode&(unix.S_ISGID|unix.S_IXGRP) == unix.S_ISGID|unix.S_IXGRP {
+		drop |= unix.S_ISGID
+	}
+	if drop != 0 {
+		if err := sys.Chmod(o.fd, mode&^drop); err != nil {
+			return err
+		}
+	}
+	if err := sys.RemoveXattr(o.fd, sys.XattrCapability); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+		return err
+	}
+	o.plain.Store(true)
+	return nil
+}
+
+// GetXattr reads an extended attribute into dest and returns its size; with an empty dest only the size.
+func (v *Volume) GetXattr(id journal.Ident, name string, dest []byte) (int, error) {
+	o, err := v.open.get(id, reachPath)
+	if err != nil {
+		return 0, err
+	}
+	defer v.open.put(o)
+	return sys.GetXattr(o.fd, name, dest)
+}
+
+// ListXattr lists the names of extended attributes, each ended by a zero byte.
+func (v *Volume) ListXattr(id journal.Ident, dest []byte) (int, error) {
+	o, err := v.open.get(id, reachPath)
+	if err != nil {
+		return 0, err
+	}
+	defer v.open.put(o)
+	return sys.ListXattr(o.fd, dest)
+}
+
+// SetXattr sets an extended attribute. killSGID: a POSIX ACL is set by somebody who is not in the file's
+// group, so its set-group-id bit goes.
+func (v *Volume) SetXattr(id journal.Ident, name string, value []byte, flags int, killSGID bool) error {
+	return v.changeXattr(id, func(o *openInode) error {
+		if err := sys.SetXattr(o.fd, name, value, flags); err != nil || !killSGID {
+			return err
+		}
+		var st unix.Statx_t
+		if err := sys.Stat(o.fd, "", &st); err != nil || st.Mode&unix.S_ISGID == 0 {
+			return err
+		}
+		return sys.Chmod(o.fd, uint32(st.Mode)&^unix.S_ISGID)
+	})
+}
+
+// RemoveXattr removes an extended attribute.
+func (v *Volume) RemoveXattr(id journal.Ident, name string) error {
+	return v.changeXattr(id, func(o *openInode) error { return sys.RemoveXattr(o.fd, name) })
+}
+
+func (v *Volume) changeXattr(id journal.Ident, call func(*openInode) error) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
+	o, err := v.open.get(id, reachPath)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+		return err
+	}
+	o.plain.Store(false)
+	return call(o)
+}
+
+// settableFlags are the inode flags (chattr(1)) that a user of the mount may change: those that neither
+// stop the daemon from working on the inode nor change how the filesystem stores others.
+const settableFlags = flagSync | flagNoDump | flagNoAtime | flagDirSync
+
+// Inode flags as in linux/fs.h (FS_SYNC_FL and so on).
+const (
+	flagSync    = 0x00000008
+	flagNoDump  = 0x00000040
+	flagNoAtime = 0x00000080
+	flagDirSync = 0x00010000
+)
+
+// Flags reads an inode's flags, as FS_IOC_GETFLAGS does.
+func (v *Volume) Flags(id journal.Ident, dir bool) (uint32, error) {
+	o, err := v.open.get(id, contentReach(dir))
+	if err != nil {
+		return 0, err
+	}
+	defer v.open.put(o)
+	return getFlags(o.fd)
+}
+
+// SetFlags changes an inode's flags, as FS_IOC_SETFLAGS does. A change of others than nodump, noatime,
+// sync and dirsync gives EOPNOTSUPP.
+func (v *Volume) SetFlags(id journal.Ident, dir bool, flags uint32) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
+	o, err := v.open.get(id, contentReach(dir))
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	old, err := getFlags(o.fd)
+	if err != nil {
+		return err
+	}
+	if (old^flags)&^settableFlags != 0 {
+		return unix.EOPNOTSUPP
+	}
+	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+		return err
+	}
+	return unix.IoctlSetPointerInt(o.fd, unix.FS_IOC_SETFLAGS, int(flags))
+}
+
+func getFlags(fd int) (uint32, error) {
+	var flags uint32
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.FS_IOC_GETFLAGS, uintptr(unsafe.Pointer(&flags)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return flags, nil
+}
+
+func contentReach(dir bool) reach {
+	if dir {
+		return reachDir
+	}
+	return reachRead
+}

@@ -1,0 +1,270 @@
+package volume
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// reach says what a descriptor must be good for. A higher one serves the lower ones too.
+type reach uint8
+
+const (
+	reachPath reach = iota // O_PATH: attributes, extended attributes, links
+	reachDir               // a directory's entries
+	reachRead              // a regular file's content
+	reachData              // a regular file's content, for writing too
+)
+
+// openInode is an open descriptor of one inode, shared by all who need it.
+type openInode struct {
+	id    journal.Ident
+	fd    int
+	reach reach
+	// plain: known to carry no set-id bits and no capabilities, so that a write has none to drop.
+	plain atomic.Bool
+	users int        // under openCache.mu
+	gone  bool       // replaced or evicted: closed by the last user; under openCache.mu
+	used  bool       // since the clock's hand last passed; under openCache.mu
+	seek  sync.Mutex // held while a directory's position is in use
+}
+
+// openCache keeps descriptors of inodes open between operations, so that a read or write of an open file
+// costs no open: the kernel is told to send no OPEN, so nobody says which files are in use. Inodes that
+// lost their last name while the kernel refers to them are kept open by it until Forget, as the only
+// thing that keeps their content alive.
+type openCache struct {
+	backing *sys.Backing
+	limit   int
+
+	mu     sync.Mutex
+	inodes map[journal.Ident]*openInode
+	clock  []*openInode // all of inodes but the orphans, in the order of the clock's hand
+	hand   int
+	orphan map[journal.Ident]*openInode
+}
+
+func newOpenCache(b *sys.Backing, limit int) *openCache {
+	return &openCache{
+		backing: b, limit: limit,
+		inodes: make(map[journal.Ident]*openInode),
+		orphan: make(map[journal.Ident]*openInode),
+	}
+}
+
+// get gives a descriptor of an inode, opened by handle if there is none yet. put gives it back.
+func (c *openCache) get(id journal.Ident, want reach) (*openInode, error) {
+	c.mu.Lock()
+	if o := c.find(id); o != nil && o.reach >= want {
+		o.users++
+		o.used = true
+		c.mu.Unlock()
+		return o, nil
+	}
+	c.mu.Unlock()
+	fd, got, err := c.open(id, want)
+	if err != nil {
+		return nil, err
+	}
+	return c.add(id, fd, got), nil
+}
+
+func (c *openCache) find(id journal.Ident) *openInode {
+	if o := c.inodes[id]; o != nil {
+		return o
+	}
+	if len(c.orphan) > 0 {
+		return c.orphan[id]
+	}
+	return nil
+}
+
+// open opens an inode by its handle, as far as it was asked for. Content that was asked for reading is
+// opened for writing too where that is allowed, since a write often follows; a file that is immutable, or
+// executed on the backing filesystem, is not.
+func (c *openCache) open(id journal.Ident, want reach) (int, reach, error) {
+	switch want {
+	case reachPath:
+		fd, err := c.backing.OpenIdent(id, unix.O_PATH)
+		return fd, reachPath, err
+	case reachDir:
+		fd, err := c.backing.OpenIdent(id, unix.O_RDONLY|unix.O_DIRECTORY)
+		return fd, reachDir, err
+	case reachData:
+		fd, err := c.backing.OpenIdent(id, unix.O_RDWR|unix.O_NONBLOCK)
+		return fd, reachData, err
+	}
+	fd, err := c.backing.OpenIdent(id, unix.O_RDWR|unix.O_NONBLOCK)
+	if err == nil {
+		return fd, reachData, nil
+	}
+	fd, err = c.backing.OpenIdent(id, unix.O_RDONLY|unix.O_NONBLOCK)
+	return fd, reachRead, err
+}
+
+// add puts a freshly opened descriptor into the cache, with one user. Where another was faster and reaches
+// as far, that one is given and the new one closed.
+func (c *openCache) add(id journal.Ident, fd int, got reach) *openInode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.find(id); old != nil {
+		if old.reach >= got {
+			sys.Close(fd)
+			old.users++
+			return old
+		}
+		if c.orphan[id] == old { // keep an orphan's place: Forget looks there
+			o := &openInode{id: id, fd: fd, reach: got, users: 1, used: true}
+			c.orphan[id] = o
+			c.retire(old)
+			return o
+		}
+		c.drop(old)
+	}
+	o := &openInode{id: id, fd: fd, reach: got, users: 1, used: true}
+	c.inodes[id] = o
+	c.clock = append(c.clock, o)
+	c.evict()
+	return o
+}
+
+// put gives a descriptor back.
+func (c *openCache) put(o *openInode) {
+	c.mu.Lock()
+	o.users--
+	if o.gone && o.users == 0 {
+		c.mu.Unlock()
+		sys.Close(o.fd)
+		return
+	}
+	c.mu.Unlock()
+}
+
+// drop takes a descriptor out of the cache. Called with mu held.
+func (c *openCache) drop(o *openInode) {
+	delete(c.inodes, o.id)
+	c.retire(o)
+}
+
+// retire has a descriptor closed when its last user is done. Called with mu held.
+func (c *openCache) retire(o *openInode) {
+	o.gone = true
+	if o.users == 0 {
+		sys.Close(o.fd)
+	}
+}
+
+// evict closes descriptors that were not used since the hand last passed (the clock algorithm), until the
+// limit holds. Called with mu held. Dropped ones leave the clock as the hand meets them.
+func (c *openCache) evict() {
+	for tries := 2 * len(c.clock); len(c.inodes) > c.limit && tries > 0; tries-- {
+		if c.hand >= len(c.clock) {
+			c.hand = 0
+		}
+		switch o := c.clock[c.hand]; {
+		case o.gone || c.inodes[o.id] != o:
+			c.unclock()
+		case o.users > 0 || o.used:
+			o.used = false
+			c.hand++
+		default:
+			c.drop(o)
+			c.unclock()
+		}
+	}
+	if len(c.clock) > 2*c.limit {
+		c.compact()
+	}
+}
+
+// unclock removes what the hand points at. Called with mu held.
+func (c *openCache) unclock() {
+	last := len(c.clock) - 1
+	c.clock[c.hand] = c.clock[last]
+	c.clock[last] = nil
+	c.clock = c.clock[:last]
+}
+
+// compact removes from the clock what left the cache by itself. Called with mu held.
+func (c *openCache) compact() {
+	kept := c.clock[:0]
+	for _, o := range c.clock {
+		if c.inodes[o.id] == o {
+			kept = append(kept, o)
+		}
+	}
+	clear(c.clock[len(kept):])
+	c.clock = kept
+	c.hand = 0
+}
+
+// hold keeps an inode that is about to lose its last name open until release.
+func (c *openCache) hold(id journal.Ident) error {
+	o, err := c.get(id, reachPath)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if current := c.inodes[id]; current != nil {
+		delete(c.inodes, id)
+		c.orphan[id] = current
+	}
+	c.mu.Unlock()
+	c.put(o)
+	return nil
+}
+
+// orphaned reports whether the inode is kept open only by hold.
+func (c *openCache) orphaned(id journal.Ident) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.orphan[id] != nil
+}
+
+// adopt makes a held inode an ordinary one again: it has a name again.
+func (c *openCache) adopt(id journal.Ident) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.orphan[id]; o != nil {
+		delete(c.orphan, id)
+		c.inodes[id] = o
+		c.clock = append(c.clock, o)
+	}
+}
+
+// release lets go of an inode that hold kept, or of one that is gone.
+func (c *openCache) release(id journal.Ident) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.orphan[id]; o != nil {
+		delete(c.orphan, id)
+		c.retire(o)
+	}
+}
+
+// forget closes the cached descriptor of an inode that is gone, so that its blocks are freed.
+func (c *openCache) forget(id journal.Ident) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.inodes[id]; o != nil {
+		c.drop(o)
+	}
+}
+
+// close closes every descriptor. Nobody may be using one.
+func (c *openCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.inodes {
+		c.drop(o)
+	}
+	for id, o := range c.orphan {
+		delete(c.orphan, id)
+		c.retire(o)
+	}
+	c.clock, c.hand = nil, 0
+}

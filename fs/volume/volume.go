@@ -1,0 +1,267 @@
+// Package volume is a protected directory: every change goes through it and is in the journal before the
+// backing directory is touched (rule A1), between the journal's Enter and Leave, so that a seal falls
+// between two operations. It reads the directory as it was at a seal (View), and it is changed by a
+// transfer from another node (the Apply methods), through the same journal.
+//
+// Nothing here uses a path below the root: inodes are named by identity and reached by handle. Errors are
+// the kernel's errnos, wrapped at the most, so that errors.Is works with them and with those of io/fs.
+// All methods may be called concurrently; the order of two operations on one name is the caller's to
+// ensure, as the kernel does for a mount.
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// StateDir is the name, in the volume's root, of the directory that holds the journal and what a transfer
+// has not placed yet. It cannot be seen or reached through the mount.
+const StateDir = ".tandemfs"
+
+// Errors that callers tell apart, besides those of io/fs.
+var (
+	// ErrUnsupported: the filesystem has no file handles of a known form.
+	ErrUnsupported = errors.New("filesystem is not supported: ext4, XFS or btrfs is needed")
+	// ErrBusy: another process protects the directory.
+	ErrBusy = errors.New("directory is protected by another running daemon")
+)
+
+// Kernel is what a volume tells the mount that serves it, so that the kernel's caches stay true when a
+// transfer changes the volume beneath them. Package fs/mount implements it.
+type Kernel interface {
+	// Refers reports whether the kernel may still use the inode.
+	Refers(journal.Ident) bool
+	// InodeChanged drops what the kernel caches of an inode: attributes and, with content, its data.
+	InodeChanged(id journal.Ident, content bool)
+	// NameChanged drops what the kernel caches of a name.
+	NameChanged(dir journal.Ident, name string)
+	// SetReadOnly changes the mount's own flag.
+	SetReadOnly(bool) error
+}
+
+// noKernel stands in while nothing is mounted.
+type noKernel struct{}
+
+func (noKernel) Refers(journal.Ident) bool         { return false }
+func (noKernel) InodeChanged(journal.Ident, bool)  {}
+func (noKernel) NameChanged(journal.Ident, string) {}
+func (noKernel) SetReadOnly(bool) error            { return nil }
+
+// Options of Open.
+type Options struct {
+	Name   string // what people call the volume
+	Create bool   // make the state directory where there is none
+	Logger *slog.Logger
+}
+
+// Volume is an open protected directory.
+type Volume struct {
+	name    string
+	path    string
+	log     *slog.Logger
+	backing *sys.Backing
+	root    journal.Ident
+	journal *journal.Journal
+	open    *openCache
+	aside   *aside
+
+	readOnly atomic.Bool
+	kernel   atomic.Pointer[Kernel]
+}
+
+// Open opens a directory as a volume. The directory is held by descriptor from here on, so a mount may
+// cover it afterwards. Without Create a directory that is not a volume gives fs.ErrNotExist.
+func Open(path string, o Options) (*Volume, error) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	backing, err := sys.OpenBacking(abs)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, fmt.Errorf("%s: %w", abs, ErrUnsupported)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: abs, Err: err}
+	}
+	v := &Volume{
+		name: o.Name, path: abs, log: o.Logger.With("volume", o.Name),
+		backing: backing, root: backing.Root(), open: newOpenCache(backing, openLimit()),
+	}
+	v.SetKernel(nil)
+	if err := v.openState(o.Create); err != nil {
+		backing.Close()
+		return nil, fmt.Errorf("%s: %w", abs, err)
+	}
+	return v, nil
+}
+
+// openLimit is how many descriptors a volume keeps for inodes that may be in use: a share of what the
+// process may have, since sockets, the journal and other volumes need some too.
+func openLimit() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 256
+	}
+	return int(max(64, min(lim.Cur/8, 8192)))
+}
+
+// openState opens the state directory and the journal in it, reached through the root's descriptor: the
+// path may be covered by a mount later.
+func (v *Volume) openState(create bool) error {
+	if create {
+		if err := sys.Mkdir(v.backing.FD(), StateDir, 0o700); err != nil && err != unix.EEXIST {
+			return fmt.Errorf("make the state directory: %w", err)
+		}
+	}
+	fd, err := sys.Open(v.backing.FD(), StateDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open the state directory %s: %w", StateDir, err)
+	}
+	defer sys.Close(fd)
+	if err := checkPrivate(fd); err != nil {
+		return err
+	}
+	if v.aside, err = openAside(v.backing, fd); err != nil {
+		return err
+	}
+	dir := filepath.Join(v.backing.ProcPath(), StateDir, "journal")
+	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log})
+	if errors.Is(err, journal.ErrBusy) {
+		err = ErrBusy
+	}
+	if err != nil {
+		v.aside.close()
+	}
+	return err
+}
+
+// checkPrivate refuses a state directory that others could have prepared or may read.
+func checkPrivate(fd int) error {
+	var st unix.Statx_t
+	if err := sys.Stat(fd, "", &st); err != nil {
+		return err
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d, not to this daemon's: %w", StateDir, st.Uid, fs.ErrPermission)
+	}
+	if st.Mode&0o077 != 0 {
+		return sys.Chmod(fd, 0o700)
+	}
+	return nil
+}
+
+// Close closes the volume. Nothing may be using it any more: unmount first.
+func (v *Volume) Close() error {
+	err := v.journal.Close()
+	v.open.close()
+	v.aside.close()
+	return errors.Join(err, v.backing.Close())
+}
+
+// Remove closes the volume and deletes its state directory: what is left are the user's plain files.
+func (v *Volume) Remove() error {
+	err := v.journal.Close()
+	v.open.close()
+	v.aside.close()
+	if err == nil {
+		err = os.RemoveAll(filepath.Join(v.backing.ProcPath(), StateDir))
+	}
+	return errors.Join(err, v.backing.Close())
+}
+
+// Name is what people call the volume.
+func (v *Volume) Name() string { return v.name }
+
+// Path is the directory that is protected.
+func (v *Volume) Path() string { return v.path }
+
+// ID is the volume's own identity, for as long as its journal exists.
+func (v *Volume) ID() string { return v.journal.ID() }
+
+// Root is the identity of the root directory.
+func (v *Volume) Root() journal.Ident { return v.root }
+
+// Journal is the volume's journal.
+func (v *Volume) Journal() *journal.Journal { return v.journal }
+
+// SetKernel names the mount that serves the volume from now on; nil when there is none.
+func (v *Volume) SetKernel(k Kernel) {
+	if k == nil {
+		k = noKernel{}
+	}
+	v.kernel.Store(&k)
+}
+
+func (v *Volume) mounted() Kernel { return *v.kernel.Load() }
+
+// SetReadOnly makes every change through the mount fail with EROFS, or lets them in again, at once: when
+// it returns, no change that was let in before is still under way. A transfer may still write.
+func (v *Volume) SetReadOnly(on bool) error {
+	if on {
+		v.readOnly.Store(true)
+		v.journal.Barrier()
+		return v.mounted().SetReadOnly(true)
+	}
+	if err := v.mounted().SetReadOnly(false); err != nil {
+		return err
+	}
+	v.readOnly.Store(false)
+	return nil
+}
+
+// ReadOnly reports whether changes through the mount are refused.
+func (v *Volume) ReadOnly() bool { return v.readOnly.Load() }
+
+// Usage gives the inodes and bytes in use on the backing filesystem: an upper bound of what is below the
+// volume, known without reading it.
+func (v *Volume) Usage() (inodes, bytes int64) {
+	var st unix.Statfs_t
+	if err := v.backing.Statfs(&st); err != nil {
+		return 0, 0
+	}
+	return int64(st.Files - st.Ffree), int64(st.Blocks-st.Bfree) * st.Bsize
+}
+
+// enter begins a change that came through the mount. leave ends it.
+func (v *Volume) enter() error {
+	v.journal.Enter()
+	if v.readOnly.Load() {
+		v.journal.Leave()
+		return unix.EROFS
+	}
+	return nil
+}
+
+func (v *Volume) leave() { v.journal.Leave() }
+
+// hidden reports whether a name is the state directory's.
+func (v *Volume) hidden(dir journal.Ident, name string) bool {
+	return name == StateDir && dir == v.root
+}
+
+// imageOf gives what a journal asks for before an inode's first change in an epoch.
+func imageOf(o *openInode) func() (journal.Image, error) {
+	return func() (journal.Image, error) { return readImage(o.fd) }
+}
+
+func readImage(fd int) (journal.Image, error) {
+	var st unix.Statx_t
+	if err := sys.Stat(fd, "", &st); err != nil {
+		return journal.Image{}, err
+	}
+	xattrs, err := sys.Xattrs(fd)
+	return journal.Image{Attr: sys.Attr(&st), Xattrs: xattrs}, err
+}
