@@ -1,0 +1,248 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"syscall"
+	"time"
+
+	"tandemfs/cmd/api"
+)
+
+// retryPause is how long a volume that failed is left alone before the next who asks has it tried again.
+const retryPause = time.Second
+
+// entry is one volume of the registry: what is kept of it, and what of it is running.
+type entry struct {
+	registry *registry
+	log      *slog.Logger
+	record   record // under registry.mu; only ReadOnly ever changes
+
+	// mu is held for as long as the volume is being opened, switched or taken down. It is taken before
+	// registry.mu, never after.
+	mu      sync.Mutex
+	volume  Volume // nil while not open
+	mount   Mount  // nil while not mounted
+	failure error  // why one of them is nil
+	tried   time.Time
+	removed bool
+}
+
+// bringUp opens and mounts what is not open or not mounted. Called with mu held.
+func (e *entry) bringUp(create bool) error {
+	e.tried = time.Now()
+	e.failure = e.tryUp(create)
+	if e.failure != nil {
+		e.log.Error("volume cannot be used", "error", e.failure)
+	}
+	return e.failure
+}
+
+func (e *entry) tryUp(create bool) error {
+	kept := e.registry.recordOf(e)
+	if err := e.open(kept, create); err != nil {
+		return err
+	}
+	if err := e.mountVolume(kept); err != nil {
+		return errors.Join(err, e.discard(create))
+	}
+	return nil
+}
+
+// open opens the volume, below whatever dead mount an earlier run has left over it.
+func (e *entry) open(kept record, create bool) error {
+	cleaned, err := e.registry.backend.CleanStale(kept.Mount)
+	if err != nil {
+		return fmt.Errorf("a dead mount at %s cannot be taken away: %w", kept.Mount, err)
+	}
+	if cleaned {
+		e.log.Warn("a dead mount was taken away", "mount", kept.Mount)
+	}
+	if e.volume != nil {
+		return nil
+	}
+	v, err := e.registry.backend.Open(kept.Name, kept.Path, create)
+	if err != nil {
+		return err
+	}
+	e.volume = v
+	return nil
+}
+
+// mountVolume mounts the open volume. A read-only one is so before anybody can reach it.
+func (e *entry) mountVolume(kept record) error {
+	if err := e.volume.SetReadOnly(kept.ReadOnly); err != nil {
+		return fmt.Errorf("volume %s cannot be set read-only: %w", kept.Name, err)
+	}
+	mount, err := e.registry.backend.Mount(e.volume, kept.Mount, MountOptions{kept.NoSuid, kept.NoDev})
+	if err != nil {
+		return fmt.Errorf("volume %s cannot be mounted at %s: %w", kept.Name, kept.Mount, err)
+	}
+	if kept.ReadOnly {
+		if err := mount.SetReadOnly(true); err != nil {
+			return errors.Join(fmt.Errorf("volume %s cannot be mounted read-only: %w", kept.Name, err), mount.Unmount())
+		}
+	}
+	e.mount = mount
+	e.registry.watchers.Go(func() { e.watch(mount) })
+	e.log.Info("volume mounted", "path", kept.Path, "mount", kept.Mount, "read_only", kept.ReadOnly)
+	return nil
+}
+
+// discard closes a volume that could not be mounted; a new one leaves nothing behind.
+func (e *entry) discard(created bool) error {
+	v := e.volume
+	e.volume = nil
+	if created {
+		return v.Remove()
+	}
+	return v.Close()
+}
+
+// watch notes when a mount goes away by other hands: what is then written to the plain directory is not
+// seen by anybody.
+func (e *entry) watch(m Mount) {
+	m.Wait()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.mount != m {
+		return
+	}
+	e.mount = nil
+	e.failure = errors.New("its mount was taken away by another program: changes made meanwhile are not seen")
+	e.log.Error("volume cannot be used", "error", e.failure)
+}
+
+// ready makes sure that the volume is up, trying again what failed a while ago. Called with mu held.
+func (e *entry) ready() error {
+	switch {
+	case e.removed:
+		return e.registry.noVolume(e.record.Name)
+	case e.volume != nil && e.mount != nil:
+		return nil
+	case time.Since(e.tried) < retryPause:
+		return e.failure
+	}
+	return e.bringUp(false)
+}
+
+// setReadOnly switches the volume and its mount, both or neither. The record says "read-only" for at least
+// as long as anything does, so that a node which dies in between errs on the safe side.
+func (e *entry) setReadOnly(readOnly bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.ready(); err != nil {
+		return err
+	}
+	if readOnly {
+		if err := e.registry.keepReadOnly(e, true); err != nil {
+			return err
+		}
+	}
+	if err := e.switchBoth(readOnly); err != nil {
+		if readOnly {
+			err = errors.Join(err, e.registry.keepReadOnly(e, false))
+		}
+		return err
+	}
+	if !readOnly {
+		return e.registry.keepReadOnly(e, false)
+	}
+	return nil
+}
+
+// release makes the volume writable, at once where it is up and else when it comes up.
+func (e *entry) release() error {
+	err := e.setReadOnly(false)
+	if err == nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.volume != nil && e.mount != nil {
+		return err
+	}
+	return e.registry.keepReadOnly(e, false)
+}
+
+func (e *entry) switchBoth(readOnly bool) error {
+	name, at := e.record.Name, e.record.Mount
+	if err := e.volume.SetReadOnly(readOnly); err != nil {
+		return fmt.Errorf("volume %s cannot be switched: %w", name, err)
+	}
+	err := e.mount.SetReadOnly(readOnly)
+	if err == nil {
+		e.log.Info("volume switched", "read_only", readOnly)
+		return nil
+	}
+	if errors.Is(err, syscall.EBUSY) {
+		err = api.Errorf(api.CodeConflict, "volume %s cannot become read-only while files on %s are open for writing: close them, then try again", name, at)
+	} else {
+		err = fmt.Errorf("the mount at %s cannot be switched: %w", at, err)
+	}
+	return errors.Join(err, e.volume.SetReadOnly(!readOnly))
+}
+
+// takeDown unmounts and closes the volume. Called with mu held.
+func (e *entry) takeDown() error {
+	if err := e.unmount(); err != nil {
+		return err
+	}
+	if e.volume == nil {
+		return nil
+	}
+	v := e.volume
+	e.volume = nil
+	return v.Close()
+}
+
+func (e *entry) unmount() error {
+	m := e.mount
+	if m == nil {
+		return nil
+	}
+	e.mount = nil // watch must not take this for a loss
+	if err := m.Unmount(); err != nil {
+		e.mount = m
+		return fmt.Errorf("%s cannot be unmounted: %w", e.record.Mount, err)
+	}
+	return nil
+}
+
+// erase takes the volume down and its state out of the directory. left says what could not be taken away
+// because the volume cannot be opened any more. Called with mu held.
+func (e *entry) erase() (left error, err error) {
+	if err := e.unmount(); err != nil {
+		return nil, err
+	}
+	if err := e.open(e.registry.recordOf(e), false); err != nil {
+		return fmt.Errorf("what the volume kept in %s/.tandemfs, if it is there, stays there: it cannot be opened: %w", e.record.Path, err), nil
+	}
+	v := e.volume
+	e.volume = nil
+	if err := v.Remove(); err != nil {
+		return nil, fmt.Errorf("the volume's state in %s cannot be taken away: %w", e.record.Path, err)
+	}
+	return nil, nil
+}
+
+// describe gives the volume as the API shows it. One that is busy is not waited for.
+func (e *entry) describe() api.Volume {
+	kept := e.registry.recordOf(e)
+	v := api.Volume{
+		Name: kept.Name, Path: kept.Path, Mount: kept.Mount, State: api.VolumeBusy,
+		ReadOnly: kept.ReadOnly, NoSuid: kept.NoSuid, NoDev: kept.NoDev, Created: kept.Created,
+	}
+	if !e.mu.TryLock() {
+		return v
+	}
+	defer e.mu.Unlock()
+	if err := e.ready(); err != nil {
+		v.State, v.Error = api.VolumeFailed, err.Error()
+		return v
+	}
+	v.State, v.ID = api.VolumeMounted, e.volume.ID()
+	return v
+}

@@ -1,0 +1,67 @@
+// Package daemon is a running node: its state folder, its identity, its volumes, and how all of it starts
+// and ends.
+//
+// It guarantees that one state folder has one daemon; that what was asked for and answered is there after a
+// restart, a killed one included; that a directory is checked before anything is touched; that a volume
+// which cannot be opened is shown as failed and does not stop the node; and that a target is not writable
+// at any moment of a start.
+package daemon
+
+import (
+	"context"
+	"net"
+
+	"tandemfs/replicator"
+)
+
+// Volume is what the node needs of a protected directory that is open.
+type Volume interface {
+	replicator.Volume
+	// Close leaves the volume's state in its directory, for the next Open.
+	Close() error
+	// Remove closes the volume and takes its state out of the directory.
+	Remove() error
+}
+
+// Mount is a volume's mount.
+type Mount interface {
+	// SetReadOnly switches the mount's own flag.
+	SetReadOnly(bool) error
+	// Unmount ends the mount; it is gone from the name space when that returns without an error.
+	Unmount() error
+	// Wait returns when the mount has gone, by Unmount or by other hands.
+	Wait()
+}
+
+// Backend opens volumes and mounts them.
+type Backend interface {
+	// Open opens the volume whose directory is at path; create protects a new one.
+	Open(name, path string, create bool) (Volume, error)
+	Mount(v Volume, at string, o MountOptions) (Mount, error)
+	// CleanStale takes away a dead mount of tandemfs, and reports whether there was one.
+	CleanStale(at string) (bool, error)
+}
+
+// MountOptions is what a mount does not grant.
+type MountOptions struct{ NoSuid, NoDev bool }
+
+// Manager is what the node needs of the manager of relationships.
+type Manager interface {
+	Start(context.Context) error
+	Serve(net.Listener) error
+	Close() error
+	Create(context.Context, replicator.CreateRequest) (replicator.Status, error)
+	Authorize(ctx context.Context, id string, r replicator.AuthorizeRequest) (replicator.Status, error)
+	Reject(ctx context.Context, id string) error
+	SetEnabled(ctx context.Context, id string, enabled bool) (replicator.Status, error)
+	Delete(ctx context.Context, id string) error
+	List() []replicator.Status
+	Status(id string) (replicator.Status, error)
+	VolumeInUse(name string) []string
+}
+
+// parts are the other rooms' pieces that a node is put together from.
+type parts struct {
+	backend    Backend
+	newManager func(replicator.Config) (Manager, error)
+}

@@ -1,0 +1,282 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tandemfs/cmd/api"
+	"tandemfs/replicator"
+)
+
+// registry knows the node's volumes. All methods may be called concurrently; a volume that is being
+// opened or taken down keeps nobody waiting but those who want that very volume.
+type registry struct {
+	backend  Backend
+	state    *stateFolder
+	log      *slog.Logger
+	reserved []string // the node's own files: no volume may hold them, nor lie in them
+	mounts   func() ([]mountPoint, error)
+	watchers sync.WaitGroup
+
+	mu      sync.Mutex // after an entry's mu, never before
+	entries map[string]*entry
+}
+
+// openRegistry loads the volumes of the state folder and brings up all that can be.
+func openRegistry(state *stateFolder, backend Backend, reserved []string, log *slog.Logger) (*registry, error) {
+	r := &registry{
+		backend: backend, state: state, log: log, reserved: append(reserved, state.dir),
+		mounts: systemMounts, entries: map[string]*entry{},
+	}
+	records, err := state.loadVolumes()
+	if err != nil {
+		return nil, err
+	}
+	for _, kept := range records {
+		e := r.newEntry(kept)
+		r.entries[kept.Name] = e
+		e.mu.Lock()
+		_ = e.bringUp(false) // logged, and shown as the volume's state
+		e.mu.Unlock()
+	}
+	return r, nil
+}
+
+func (r *registry) newEntry(kept record) *entry {
+	return &entry{registry: r, record: kept, log: r.log.With("volume", kept.Name)}
+}
+
+// close takes all volumes down.
+func (r *registry) close() error {
+	var errs []error
+	for _, e := range r.all() {
+		e.mu.Lock()
+		errs = append(errs, e.takeDown())
+		e.mu.Unlock()
+	}
+	err := errors.Join(errs...)
+	if err == nil {
+		r.watchers.Wait()
+	}
+	return err
+}
+
+// all gives the volumes in the order of their names.
+func (r *registry) all() []*entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sorted()
+}
+
+// sorted is all, called with mu held.
+func (r *registry) sorted() []*entry {
+	list := make([]*entry, 0, len(r.entries))
+	for _, e := range r.entries {
+		list = append(list, e)
+	}
+	slices.SortFunc(list, func(a, b *entry) int { return strings.Compare(a.record.Name, b.record.Name) })
+	return list
+}
+
+func (r *registry) find(name string) (*entry, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.entries[name]; e != nil {
+		return e, nil
+	}
+	return nil, r.noVolume(name)
+}
+
+func (r *registry) noVolume(name string) error {
+	return fmt.Errorf("no volume %q on this node (`tandemfs volume list` shows those there are): %w", name, fs.ErrNotExist)
+}
+
+func (r *registry) recordOf(e *entry) record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return e.record
+}
+
+// keepReadOnly makes the record of a volume say what it is.
+func (r *registry) keepReadOnly(e *entry, readOnly bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e.record.ReadOnly == readOnly {
+		return nil
+	}
+	e.record.ReadOnly = readOnly
+	if err := r.save(); err != nil {
+		e.record.ReadOnly = !readOnly
+		return err
+	}
+	return nil
+}
+
+// save writes the list of volumes. Called with mu held.
+func (r *registry) save() error {
+	records := make([]record, 0, len(r.entries))
+	for _, e := range r.sorted() {
+		records = append(records, e.record)
+	}
+	return r.state.saveVolumes(records)
+}
+
+// create protects a directory. Everything that can be refused is refused before anything is touched.
+func (r *registry) create(want api.CreateVolume) (*entry, error) {
+	if err := checkName(want.Name); err != nil {
+		return nil, err
+	}
+	at, err := cleanPlace(want.Path, want.Mount)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.checkFree(want.Name, at); err != nil { // first: it can name the volume that is in the way
+		return nil, err
+	}
+	mounts, err := r.mounts()
+	if err != nil {
+		return nil, err
+	}
+	if err := at.check(mounts); err != nil {
+		return nil, err
+	}
+	want.Path, want.Mount = at.path, at.mount
+	e := r.newEntry(record{CreateVolume: want, Created: time.Now().UTC().Truncate(time.Second)})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := r.add(e); err != nil {
+		return nil, err
+	}
+	if err := e.bringUp(true); err != nil {
+		return nil, errors.Join(err, r.drop(e))
+	}
+	return e, nil
+}
+
+// checkFree refuses a name that is taken, and paths that belong to another volume or to the node.
+func (r *registry) checkFree(name string, at place) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fits(name, at)
+}
+
+// fits is checkFree, called with mu held.
+func (r *registry) fits(name string, at place) error {
+	if r.entries[name] != nil {
+		return api.Errorf(api.CodeConflict, "there is a volume %s already: choose another name", name)
+	}
+	for _, e := range r.sorted() {
+		if why := at.clash(place{e.record.Path, e.record.Mount}, "volume "+e.record.Name); why != "" {
+			return api.Errorf(api.CodeConflict, "%s: volumes must lie apart", why)
+		}
+	}
+	for _, own := range r.reserved {
+		if why := at.clash(place{own, own}, "the node itself"); why != "" {
+			return api.Errorf(api.CodeConflict, "%s: a node cannot protect its own files", why)
+		}
+	}
+	return nil
+}
+
+// add registers a new volume, for good: should the node die before the directory is protected, the volume
+// is shown as failed and can be removed.
+func (r *registry) add(e *entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.fits(e.record.Name, place{e.record.Path, e.record.Mount}); err != nil {
+		return err
+	}
+	r.entries[e.record.Name] = e
+	if err := r.save(); err != nil {
+		delete(r.entries, e.record.Name)
+		return err
+	}
+	return nil
+}
+
+// drop forgets a volume.
+func (r *registry) drop(e *entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.entries, e.record.Name)
+	if err := r.save(); err != nil {
+		r.entries[e.record.Name] = e
+		return err
+	}
+	e.removed = true
+	return nil
+}
+
+// remove ends a directory's protection and gives the volume as it was. What could not be taken away is in
+// its Error.
+func (r *registry) remove(name string) (api.Volume, error) {
+	e, err := r.find(name)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	was := e.describe()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.removed {
+		return api.Volume{}, r.noVolume(name)
+	}
+	left, err := e.erase()
+	if err != nil {
+		return api.Volume{}, err
+	}
+	if left != nil {
+		was.Error = left.Error()
+	}
+	return was, r.drop(e)
+}
+
+// Volume finds a volume for the replicator, which gets it only when it is whole: open and mounted.
+func (r *registry) Volume(name string) (replicator.Volume, error) {
+	e, err := r.find(name)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.ready(); err != nil {
+		if e.removed {
+			return nil, err
+		}
+		// Not wrapped: a directory that is missing is not a volume that does not exist.
+		return nil, api.Errorf(api.CodeConflict, "volume %s cannot be used: %v", name, err)
+	}
+	return managed{e.volume, e}, nil
+}
+
+// CreateVolume protects a directory for the replicator, which asks when somebody authorizes a relationship
+// with a volume that does not exist yet. The directory is made when it is not there, its parent is not.
+func (r *registry) CreateVolume(_ context.Context, name, dir string) (replicator.Volume, error) {
+	err := os.Mkdir(dir, 0o700)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, api.Errorf(api.CodeInvalid, "the directory %s cannot be made: %v", dir, err)
+	}
+	if _, err := r.create(api.CreateVolume{Name: name, Path: dir}); err != nil {
+		if made {
+			err = errors.Join(err, os.Remove(dir))
+		}
+		return nil, err
+	}
+	return r.Volume(name)
+}
+
+// managed is a volume as the replicator sees it: switched together with its mount and its record.
+type managed struct {
+	Volume
+	entry *entry
+}
+
+func (m managed) SetReadOnly(readOnly bool) error { return m.entry.setReadOnly(readOnly) }
