@@ -95,7 +95,7 @@ func runWriteAtPosition(s *Side, op *Op) (string, error) {
 }
 
 func runRead(s *Side, op *Op) (string, error) {
-	off, b := op.Off&^4095, aligned(op.Len+4095&^4095) // what O_DIRECT wants
+	off, b := op.Off&^4095, aligned((op.Len+4095)&^4095) // what O_DIRECT wants
 	n, err := unix.Pread(s.slots[op.Slot], b, off)
 	return fmt.Sprintf("%d bytes, sum %s", n, sum(b[:max(n, 0)])), err
 }

@@ -93,7 +93,8 @@ func TestTheSameSeedDrawsTheSameHistory(t *testing.T) {
 		}
 		return text
 	}
-	if draw() != draw() {
+	first, second := draw(), draw()
+	if first != second {
 		t.Error("two histories of one seed differ")
 	}
 }
