@@ -79,10 +79,12 @@ type CreateVolume struct {
 
 // The lists as they travel.
 type (
-	volumeList struct {
+	// VolumeList is all volumes, in the order of their names.
+	VolumeList struct {
 		Volumes []Volume `json:"volumes"`
 	}
-	relationshipList struct {
+	// RelationshipList is all relationships, oldest first.
+	RelationshipList struct {
 		Relationships []replicator.Status `json:"relationships"`
 	}
 )

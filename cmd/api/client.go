@@ -42,7 +42,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 
 // Volumes lists the node's volumes.
 func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
-	list, err := call[volumeList](ctx, c, http.MethodGet, nil, "volumes")
+	list, err := call[VolumeList](ctx, c, http.MethodGet, nil, "volumes")
 	return list.Volumes, err
 }
 
@@ -63,7 +63,7 @@ func (c *Client) RemoveVolume(ctx context.Context, name string) (Volume, error) 
 
 // Relationships lists the node's relationships, as source and as target.
 func (c *Client) Relationships(ctx context.Context) ([]replicator.Status, error) {
-	list, err := call[relationshipList](ctx, c, http.MethodGet, nil, "relationships")
+	list, err := call[RelationshipList](ctx, c, http.MethodGet, nil, "relationships")
 	return list.Relationships, err
 }
 

@@ -123,7 +123,7 @@ func (h *handler) info(*http.Request) (int, any, error) {
 }
 
 func (h *handler) volumes(*http.Request) (int, any, error) {
-	return http.StatusOK, volumeList{notNil(h.node.Volumes())}, nil
+	return http.StatusOK, VolumeList{notNil(h.node.Volumes())}, nil
 }
 
 func (h *handler) volume(r *http.Request) (int, any, error) {
@@ -146,7 +146,7 @@ func (h *handler) removeVolume(r *http.Request) (int, any, error) {
 }
 
 func (h *handler) relationships(*http.Request) (int, any, error) {
-	return http.StatusOK, relationshipList{notNil(h.node.Relationships())}, nil
+	return http.StatusOK, RelationshipList{notNil(h.node.Relationships())}, nil
 }
 
 func (h *handler) relationship(r *http.Request) (int, any, error) {

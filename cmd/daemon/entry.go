@@ -80,11 +80,6 @@ func (e *entry) mountVolume(kept record) error {
 	if err != nil {
 		return fmt.Errorf("volume %s cannot be mounted at %s: %w", kept.Name, kept.Mount, err)
 	}
-	if kept.ReadOnly {
-		if err := mount.SetReadOnly(true); err != nil {
-			return errors.Join(fmt.Errorf("volume %s cannot be mounted read-only: %w", kept.Name, err), mount.Unmount())
-		}
-	}
 	e.mount = mount
 	e.registry.watchers.Go(func() { e.watch(mount) })
 	e.log.Info("volume mounted", "path", kept.Path, "mount", kept.Mount, "read_only", kept.ReadOnly)
@@ -128,8 +123,8 @@ func (e *entry) ready() error {
 	return e.bringUp(false)
 }
 
-// setReadOnly switches the volume and its mount, both or neither. The record says "read-only" for at least
-// as long as anything does, so that a node which dies in between errs on the safe side.
+// setReadOnly switches the volume, its mount and its record, all or none. The record says "read-only" for at
+// least as long as the volume is, so that a node which dies in between errs on the safe side.
 func (e *entry) setReadOnly(readOnly bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -141,7 +136,7 @@ func (e *entry) setReadOnly(readOnly bool) error {
 			return err
 		}
 	}
-	if err := e.switchBoth(readOnly); err != nil {
+	if err := e.switchVolume(readOnly); err != nil {
 		if readOnly {
 			err = errors.Join(err, e.registry.keepReadOnly(e, false))
 		}
@@ -167,27 +162,17 @@ func (e *entry) release() error {
 	return e.registry.keepReadOnly(e, false)
 }
 
-func (e *entry) switchBoth(readOnly bool) error {
-	name, at := e.record.Name, e.record.Mount
+func (e *entry) switchVolume(readOnly bool) error {
 	if err := e.volume.SetReadOnly(readOnly); err != nil {
-		return fmt.Errorf("volume %s cannot be switched: %w", name, err)
+		return errors.Join(fmt.Errorf("volume %s cannot be switched: %w", e.record.Name, err), e.volume.SetReadOnly(!readOnly))
 	}
-	err := e.mount.SetReadOnly(readOnly)
-	if err == nil {
-		e.log.Info("volume switched", "read_only", readOnly)
-		return nil
-	}
-	if errors.Is(err, syscall.EBUSY) {
-		err = api.Errorf(api.CodeConflict, "volume %s cannot become read-only while files on %s are open for writing: close them, then try again", name, at)
-	} else {
-		err = fmt.Errorf("the mount at %s cannot be switched: %w", at, err)
-	}
-	return errors.Join(err, e.volume.SetReadOnly(!readOnly))
+	e.log.Info("volume switched", "read_only", readOnly)
+	return nil
 }
 
-// takeDown unmounts and closes the volume. Called with mu held.
+// takeDown unmounts and closes the volume, whoever uses it. Called with mu held.
 func (e *entry) takeDown() error {
-	if err := e.unmount(); err != nil {
+	if err := e.unmount(Mount.Unmount); err != nil {
 		return err
 	}
 	if e.volume == nil {
@@ -198,23 +183,29 @@ func (e *entry) takeDown() error {
 	return v.Close()
 }
 
-func (e *entry) unmount() error {
+// unmount ends the mount, if there is one, in one of the two ways.
+func (e *entry) unmount(end func(Mount) error) error {
 	m := e.mount
 	if m == nil {
 		return nil
 	}
 	e.mount = nil // watch must not take this for a loss
-	if err := m.Unmount(); err != nil {
-		e.mount = m
-		return fmt.Errorf("%s cannot be unmounted: %w", e.record.Mount, err)
+	err := end(m)
+	if err == nil {
+		return nil
 	}
-	return nil
+	e.mount = m
+	at := e.record.Mount
+	if errors.Is(err, syscall.EBUSY) {
+		return api.Errorf(api.CodeConflict, "%s is in use: end the programs that use it (`fuser -vm %s` lists them), then try again", at, at)
+	}
+	return fmt.Errorf("%s cannot be unmounted: %w", at, err)
 }
 
 // erase takes the volume down and its state out of the directory. left says what could not be taken away
 // because the volume cannot be opened any more. Called with mu held.
 func (e *entry) erase() (left error, err error) {
-	if err := e.unmount(); err != nil {
+	if err := e.unmount(Mount.Release); err != nil {
 		return nil, err
 	}
 	if err := e.open(e.registry.recordOf(e), false); err != nil {

@@ -115,11 +115,12 @@ type fakeMount struct {
 	gone     chan struct{}
 }
 
-func (m *fakeMount) SetReadOnly(ro bool) error { return m.backend.did("mount %s ro=%v", m.name, ro) }
-func (m *fakeMount) Wait()                     { <-m.gone }
+func (m *fakeMount) Wait()          { <-m.gone }
+func (m *fakeMount) Unmount() error { return m.end("unmount") }
+func (m *fakeMount) Release() error { return m.end("release") }
 
-func (m *fakeMount) Unmount() error {
-	if err := m.backend.did("unmount %s", m.name); err != nil {
+func (m *fakeMount) end(how string) error {
+	if err := m.backend.did("%s %s", how, m.name); err != nil {
 		return err
 	}
 	m.vanish()

@@ -23,13 +23,13 @@ type Volume interface {
 	Remove() error
 }
 
-// Mount is a volume's mount.
+// Mount is a volume's mount. Switching the volume switches its mount, too.
 type Mount interface {
-	// SetReadOnly switches the mount's own flag.
-	SetReadOnly(bool) error
-	// Unmount ends the mount; it is gone from the name space when that returns without an error.
+	// Release ends the mount unless programs use it: then it fails with syscall.EBUSY and the mount stays.
+	Release() error
+	// Unmount ends the mount whoever uses it.
 	Unmount() error
-	// Wait returns when the mount has gone, by Unmount or by other hands.
+	// Wait returns when the mount has gone, by the above or by other hands.
 	Wait()
 }
 

@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"tandemfs/cmd/api"
+)
+
+// defaultSocket is where a node answers its own user, unless told otherwise.
+const defaultSocket = "/run/tandemfs.sock"
+
+// newApp puts the commands together.
+func newApp(env *Env) *urfave.App {
+	return &urfave.App{
+		Name:  "tandemfs",
+		Usage: "protect a directory, and keep a second host's copy of it a moment behind",
+		Description: "Run a node with `tandemfs serve` on each host. Protect a directory with `volume create`,\n" +
+			"propose its replication with `relationship create`, and accept that on the other host with\n" +
+			"`relationship authorize`. Every command explains itself with --help.",
+		Version:              env.Version,
+		Writer:               env.Stdout,
+		ErrWriter:            env.Stderr,
+		HideHelpCommand:      true,
+		EnableBashCompletion: true,
+		ExitErrHandler:       func(*urfave.Context, error) {}, // Run reports
+		OnUsageError:         usageError,
+		Action:               noCommand,
+		Commands: []*urfave.Command{
+			serveCommand(env),
+			group("volume", "protect directories", volumeCommands(env)),
+			group("relationship", "replicate volumes to other nodes", relationshipCommands(env)),
+			group("node", "look at the node itself", nodeCommands(env)),
+			versionCommand(env),
+			completionCommand(env),
+		},
+	}
+}
+
+// group makes a command that only holds others.
+func group(name, about string, commands []*urfave.Command) *urfave.Command {
+	return &urfave.Command{
+		Name: name, Usage: about, Subcommands: commands,
+		HideHelpCommand: true, OnUsageError: usageError, Action: noCommand,
+	}
+}
+
+func usageError(_ *urfave.Context, err error, _ bool) error { return usage("%v (see --help)", err) }
+
+// noCommand answers a line that names no command.
+func noCommand(c *urfave.Context) error {
+	path := strings.TrimSpace(c.Command.HelpName)
+	if path == "" {
+		path = c.App.Name
+	}
+	if c.Args().Present() {
+		return usage("`%s` has no command %q (see %s --help)", path, c.Args().First(), path)
+	}
+	if err := urfave.ShowSubcommandHelp(c); err != nil {
+		return err
+	}
+	return usage("a command is missing")
+}
+
+// command describes one command: what it is called, which arguments it takes (a word each), and what it does.
+type command struct {
+	name, args, about, description string
+	flags                          []urfave.Flag
+	run                            func(context.Context, *call) error
+	complete                       func(context.Context, *api.Client) []string // what the last argument may be
+}
+
+// call is a command that was given: with its arguments, and what it needs to carry them out.
+type call struct {
+	*urfave.Context
+	env    *Env
+	client *api.Client
+}
+
+// clientCommand makes a command that asks the daemon.
+func (e *Env) clientCommand(c command) *urfave.Command {
+	flags := []urfave.Flag{
+		&urfave.StringFlag{Name: "socket", Value: defaultSocket, EnvVars: []string{"TANDEMFS_SOCKET"}, Usage: "the daemon's control socket, a `PATH`"},
+		&urfave.BoolFlag{Name: "json", Usage: "answer in the API's JSON"},
+	}
+	return &urfave.Command{
+		Name: c.name, ArgsUsage: c.args, Usage: c.about, Description: c.description,
+		Flags: append(c.flags, flags...), HideHelpCommand: true, OnUsageError: usageError,
+		Action: func(u *urfave.Context) error {
+			if err := checkArgs(u, c.args); err != nil {
+				return err
+			}
+			client := api.NewClient(u.String("socket"))
+			defer client.Close()
+			return c.run(u.Context, &call{u, e, client})
+		},
+		BashComplete: func(u *urfave.Context) { e.complete(u, c) },
+	}
+}
+
+// checkArgs refuses more or fewer arguments than a command takes.
+func checkArgs(u *urfave.Context, want string) error {
+	words := strings.Fields(want)
+	switch got := u.Args().Slice(); {
+	case len(got) < len(words):
+		return usage("%s is missing: %s %s (see --help)", words[len(got)], u.Command.HelpName, want)
+	case len(got) > len(words):
+		return usage("%q is too much: %s %s (see --help)", got[len(words)], u.Command.HelpName, want)
+	}
+	for i, word := range words {
+		if u.Args().Get(i) == "" {
+			return usage("%s is empty", word)
+		}
+	}
+	return nil
+}
+
+// complete prints what may follow on the line: the flags, and the names that the daemon knows.
+func (e *Env) complete(u *urfave.Context, c command) {
+	urfave.DefaultCompleteWithFlags(u.Command)(u)
+	if c.complete == nil || u.Args().Len() > 0 {
+		return
+	}
+	client := api.NewClient(u.String("socket"))
+	defer client.Close()
+	for _, name := range c.complete(u.Context, client) {
+		fmt.Fprintln(e.Stdout, name)
+	}
+}

@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/cmd/api"
+	"tandemfs/fs/mount"
+	"tandemfs/fs/volume"
+	"tandemfs/replicator"
+)
+
+// Run runs a node on this machine until ctx ends, or something breaks that the node cannot do without.
+// It takes the process over: the umask becomes 0, since what is made through a mount has had its client's
+// umask applied already.
+func Run(ctx context.Context, o Options) error {
+	unix.Umask(0)
+	return run(ctx, o, parts{
+		backend:    system{o.Logger},
+		newManager: func(c replicator.Config) (Manager, error) { return replicator.NewManager(c) },
+	})
+}
+
+// system is the Backend of real directories and mounts.
+type system struct{ log *slog.Logger }
+
+func (s system) Open(name, path string, create bool) (Volume, error) {
+	if err := unprotected(path, create); err != nil {
+		return nil, err
+	}
+	v, err := volume.Open(path, volume.Options{Name: name, Create: create, Logger: s.log})
+	switch {
+	case err == nil:
+		return openVolume{v}, nil
+	case errors.Is(err, volume.ErrBusy):
+		return nil, api.Errorf(api.CodeConflict, "the directory %s is protected by another daemon that is running", path)
+	case errors.Is(err, volume.ErrUnsupported):
+		return nil, api.Errorf(api.CodeInvalid, "the directory %s cannot be protected: %v", path, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, api.Errorf(api.CodeConflict, "the directory %s or the volume's state in it is missing "+
+			"(is its filesystem mounted?): %v", path, err)
+	}
+	return nil, fmt.Errorf("volume %s cannot be opened: %w", name, err)
+}
+
+// unprotected refuses to make a volume where one is already, or was: files that changed meanwhile would
+// not be known to its journal.
+func unprotected(path string, create bool) error {
+	state := filepath.Join(path, volume.StateDir)
+	if _, err := os.Lstat(state); !create || err != nil {
+		return nil
+	}
+	return api.Errorf(api.CodeConflict, "the directory %s is protected already, or was: it holds %s. If no daemon "+
+		"uses it any more, delete that (rm -r %s) and try again", path, volume.StateDir, state)
+}
+
+func (s system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
+	open, ok := v.(openVolume)
+	if !ok {
+		return nil, fmt.Errorf("%T is not a volume of this backend", v)
+	}
+	server, err := mount.Mount(open.Volume, at, mount.Options{NoSuid: o.NoSuid, NoDev: o.NoDev, Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
+	return served{server, at}, nil
+}
+
+func (system) CleanStale(at string) (bool, error) { return mount.CleanStale(at) }
+
+// served is a volume's mount.
+type served struct {
+	*mount.Server
+	at string
+}
+
+// releasePatience is how long Release waits for programs that are just leaving.
+const releasePatience = 2 * time.Second
+
+// Release takes the mount away only when nobody uses it; the server's own Unmount would detach it.
+func (s served) Release() error {
+	for end := time.Now().Add(releasePatience); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Unmount(s.at, 0)
+		switch {
+		case err == nil, errors.Is(err, syscall.EINVAL): // gone, by this call or before it
+			return s.Server.Unmount()
+		case !errors.Is(err, syscall.EBUSY) || time.Now().After(end):
+			return err
+		}
+	}
+}
