@@ -1,15 +1,15 @@
 package journal
 
 import (
-	"cmp"
-	"slices"
+	"fmt"
+	"math"
 )
 
 // InodeChange says what happened to one inode in a range of epochs.
 type InodeChange struct {
 	Ident   Ident
-	What    What
-	Extents []Extent // sorted, disjoint, not adjacent; nil with Created
+	What    What     // Created alone when the inode was made in the range
+	Extents []Extent // sorted, disjoint, not adjacent; nil with Created. An end may be MaxOffset.
 }
 
 // NameChange says that a name may stand for something else than it did.
@@ -19,94 +19,172 @@ type NameChange struct {
 	Was  Ident // what it stood for before the range; zero: nothing
 }
 
-// Changes is the union of the records in a range of epochs.
+// Changes is the union of the records in a range of sealed epochs. Its methods read the journal anew at
+// each call, need memory that does not depend on the number of records, and give the same answers every
+// time; they fail with ErrGone once records of the range are forgotten. They may be called concurrently.
 type Changes struct {
-	inodes []InodeChange
-	names  []NameChange
+	j           *Journal
+	after, upto Epoch
 }
 
-// Changes gives the union of the records in (after, upto]; upto must be sealed.
+// Changes gives the union of the records in (after, upto]. It fails with ErrGone when epochs after `after`
+// are forgotten, and with ErrNotSealed when upto is not sealed.
 func (j *Journal) Changes(after, upto Epoch) (*Changes, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if after < j.gone {
-		return nil, ErrGone
+	c := &Changes{j, after, upto}
+	if _, err := c.layers(); err != nil {
+		return nil, err
 	}
-	inodes, names := map[Ident]*InodeChange{}, map[nameKey]Ident{}
-	for n := after + 1; n <= upto; n++ {
-		e := j.epochs[n]
-		if e == nil {
-			continue
-		}
-		for id, r := range e.inodes {
-			c := inodes[id]
-			if c == nil {
-				c = &InodeChange{Ident: id}
-				inodes[id] = c
-			}
-			if c.What |= r.what; c.What&Created != 0 {
-				c.Extents = nil
-			} else {
-				c.Extents = Extents(c.Extents).Union(r.extents)
-			}
-		}
-		for k, was := range e.names {
-			if _, ok := names[k]; !ok {
-				names[k] = was
-			}
-		}
-	}
-	c := &Changes{}
-	for _, i := range inodes {
-		c.inodes = append(c.inodes, *i)
-	}
-	for k, was := range names {
-		if d := inodes[k.dir]; d == nil || d.What&Created == 0 {
-			c.names = append(c.names, NameChange{k.dir, k.name, was})
-		}
-	}
-	slices.SortFunc(c.inodes, func(a, b InodeChange) int { return compareIdent(a.Ident, b.Ident) })
-	slices.SortFunc(c.names, func(a, b NameChange) int {
-		return cmp.Or(compareIdent(a.Dir, b.Dir), cmp.Compare(a.Name, b.Name))
-	})
 	return c, nil
 }
 
-// Inodes yields every changed inode, ordered by identity, until yield fails.
-func (c *Changes) Inodes(yield func(InodeChange) error) error {
-	for _, i := range c.inodes {
-		if err := yield(i); err != nil {
-			return err
-		}
-	}
-	return nil
+// A layer is one place that has records of an epoch. Where several layers of an epoch have a key, the
+// first one has the whole truth about it.
+type layer struct {
+	epoch Epoch
+	index *epochIndex // nil: the store
 }
 
-// Names yields every touched name, ordered by directory and name, until yield fails. The names in
-// directories that were created in the range are not among them: those are new as a whole.
-func (c *Changes) Names(yield func(NameChange) error) error {
-	for _, n := range c.names {
-		if err := yield(n); err != nil {
-			return err
+// layers lists where the range's records are: by epoch, within one the newest first.
+func (c *Changes) layers() ([]layer, error) {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	s := &c.j.state
+	if c.after < s.forgotten {
+		return nil, fmt.Errorf("%w: up to %d, changes were asked for after %d", ErrGone, s.forgotten, c.after)
+	}
+	if c.upto >= s.epoch {
+		return nil, fmt.Errorf("%w: %d", ErrNotSealed, c.upto)
+	}
+	return c.j.layers(c.after, c.upto), nil
+}
+
+// layers is the same for any range. mu is held.
+func (j *Journal) layers(after, upto Epoch) []layer {
+	var list []layer
+	for _, n := range j.state.within(after, upto) {
+		for _, g := range []*generation{j.active, j.frozen} {
+			if g != nil && g.epochs[n] != nil {
+				list = append(list, layer{n, g.epochs[n]})
+			}
+		}
+		if j.state.isStored(n) {
+			list = append(list, layer{n, nil})
 		}
 	}
-	return nil
+	return list
+}
+
+// Inodes calls yield for every changed inode, ordered by identity, until it fails.
+func (c *Changes) Inodes(yield func(InodeChange) error) error {
+	layers, err := c.layers()
+	if err != nil {
+		return err
+	}
+	m := newMerge[Ident, *inodeEntry](compareIdent)
+	for _, l := range layers {
+		m.add(l.epoch, c.j.inodeSource(l))
+	}
+	err = m.run(func(id Ident, versions []version[*inodeEntry]) error {
+		if change, ok := unite(id, versions); ok {
+			return yield(change)
+		}
+		return nil
+	})
+	return c.stillKept(err)
+}
+
+// stillKept makes an iteration fail that records may have been taken away from.
+func (c *Changes) stillKept(err error) error {
+	if err != nil {
+		return err
+	}
+	_, err = c.layers()
+	return err
+}
+
+// unite gives the union of what several epochs, oldest first, say of an inode; false when it is nothing.
+func unite(id Ident, versions []version[*inodeEntry]) (InodeChange, bool) {
+	c := InodeChange{Ident: id}
+	for _, v := range versions {
+		c.What |= v.value.what
+		c.Extents = Extents(c.Extents).Union(v.value.extents)
+	}
+	if c.What&Created != 0 {
+		c.What, c.Extents = Created, nil
+	}
+	return c, c.What != 0
+}
+
+// Names calls yield for every touched name, ordered by directory and name, until it fails. The names in
+// directories that were made in the range are not among them: such a directory is new as a whole.
+func (c *Changes) Names(yield func(NameChange) error) error {
+	layers, err := c.layers()
+	if err != nil {
+		return err
+	}
+	m := newMerge[nameKey, Ident](compareName)
+	for _, l := range layers {
+		m.add(l.epoch, c.j.nameSource(l))
+	}
+	var dir Ident
+	var created bool
+	err = m.run(func(key nameKey, versions []version[Ident]) error {
+		if dir != key.dir {
+			change, _, err := c.Inode(key.dir)
+			if err != nil {
+				return err
+			}
+			dir, created = key.dir, change.What&Created != 0
+		}
+		if created {
+			return nil
+		}
+		return yield(NameChange{key.dir, key.name, versions[0].value})
+	})
+	return c.stillKept(err)
 }
 
 // Inode gives what happened to one inode; false when nothing did.
 func (c *Changes) Inode(id Ident) (InodeChange, bool, error) {
-	for _, i := range c.inodes {
-		if i.Ident == id {
-			return i, true, nil
+	layers, err := c.layers()
+	if err != nil {
+		return InodeChange{}, false, err
+	}
+	var versions []version[*inodeEntry]
+	for _, l := range layers {
+		if last := len(versions) - 1; last >= 0 && versions[last].epoch == l.epoch {
+			continue // a newer layer of the epoch had it
+		}
+		e, err := c.j.inodeIn(l, id)
+		if err != nil {
+			return InodeChange{}, false, err
+		}
+		if e != nil {
+			versions = append(versions, version[*inodeEntry]{l.epoch, e})
 		}
 	}
-	return InodeChange{}, false, nil
+	change, ok := unite(id, versions)
+	return change, ok, c.stillKept(nil)
 }
 
-// Totals estimates the changes: inodes and names touched, and bytes in extents.
-func (c *Changes) Totals() (inodes, names, bytes int64) {
-	for _, i := range c.inodes {
-		bytes += Extents(i.Extents).Len()
+// inodeIn looks an inode up in a layer; nil when it is not there. The index must not change any more.
+func (j *Journal) inodeIn(l layer, id Ident) (*inodeEntry, error) {
+	if l.index != nil {
+		return l.index.inodes[id], nil
 	}
-	return int64(len(c.inodes)), int64(len(c.names)), bytes
+	return j.store.inode(l.epoch, id)
+}
+
+// Totals estimates the changes, quickly: inodes and names touched, each counted once an epoch, and bytes
+// in extents, those left out that have no end. After a crash it may be off.
+func (c *Changes) Totals() (inodes, names, bytes int64) {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	for _, n := range c.j.state.within(c.after, c.upto) {
+		t := c.j.state.totals[n]
+		inodes += max(t.inodes, 0)
+		names += max(t.names, 0)
+		bytes += min(max(t.bytes, 0), math.MaxInt64-bytes)
+	}
+	return inodes, names, bytes
 }

@@ -108,6 +108,18 @@ func (x Extents) Intersect(clip Extent) Extents {
 	return out
 }
 
+// overlap is the number of bytes of e that are in the set.
+func (x Extents) overlap(e Extent) int64 {
+	var n int64
+	for _, y := range x[x.after(e.Off):] {
+		if y.Off >= e.End {
+			break
+		}
+		n += min(y.End, e.End) - max(y.Off, e.Off)
+	}
+	return n
+}
+
 // Len is the number of bytes in the set. A set that reaches MaxOffset is open-ended; Len then says little.
 func (x Extents) Len() int64 {
 	var n int64

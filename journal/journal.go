@@ -1,27 +1,51 @@
-// Package journal records what is about to change in a directory tree, epoch by epoch.
+// Package journal records what is about to change in a directory tree, epoch by epoch, and keeps the
+// before images that views of earlier epochs need. It knows no files, no FUSE and no network.
+//
+// What it guarantees:
+//
+//   - A record is in the journal before the backing directory changes (A1): when a Touch method returns
+//     nil, the record survives the death of the process at any instruction from then on. It lies in an
+//     intent log that is mapped into memory, so that the kernel has it; a background goroutine absorbs full
+//     logs into Badger. The first touch in an epoch wins, whether its record is in memory or not.
+//   - After a power cut nothing is trusted silently (A2): Clean tells whether the last close was clean or
+//     the same boot is still running. What was recorded before a Sync is there even then.
+//   - A seal falls between two operations, exactly: operations run between Enter and Leave.
+//   - Memory and disk stay bounded (B3): the index in memory by Options.MaxMemory, the logs by their fixed
+//     size, a file's extents by Options.MaxExtents. A store that cannot keep up makes writers wait, one that
+//     has no room gives them ENOSPC; no record is ever left out.
 package journal
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
-	"slices"
+	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Errors that callers tell apart with errors.Is.
 var (
-	// ErrGone: the records or before images that were asked for are no longer kept.
-	ErrGone = errors.New("journal: no longer kept")
-	// ErrNotHeld: the epoch is not held, so that its before images were not kept all along.
-	ErrNotHeld = errors.New("journal: epoch is not held")
-	// ErrCorrupt: the journal's files cannot be read.
+	// ErrGone: the records that were asked for are forgotten.
+	ErrGone = errors.New("journal: records are forgotten")
+	// ErrNotHeld: the seal is not held, so its before images were not kept all along.
+	ErrNotHeld = errors.New("journal: seal is not held")
+	// ErrNotSealed: the epoch is still the current one, or has not begun.
+	ErrNotSealed = errors.New("journal: epoch is not sealed")
+	// ErrCorrupt: the journal's files cannot be read; the message says what to do.
 	ErrCorrupt = errors.New("journal: corrupt")
-	// ErrBusy: another process has the journal open.
-	ErrBusy = errors.New("journal: in use by another process")
+	// ErrVersion: the journal has a format that this program does not know.
+	ErrVersion = errors.New("journal: unknown format")
+	// ErrBusy: the journal is open already, here or in another process.
+	ErrBusy = errors.New("journal: in use")
+	// ErrTooLarge: a name, an image or a value is larger than the journal keeps.
+	ErrTooLarge = errors.New("journal: too large")
 	// ErrClosed: the journal was closed.
 	ErrClosed = errors.New("journal: closed")
 )
@@ -30,240 +54,286 @@ var (
 type Options struct {
 	Logger     *slog.Logger // default slog.Default()
 	MaxMemory  int          // bytes of index in memory; default 32 MiB
-	MaxExtents int          // extents of one file in one epoch before they are recorded coarser; default 4096
+	MaxExtents int          // extents of one file in one epoch before they get coarser; default 4096, at most 32768
 	BootID     string       // for tests; default /proc/sys/kernel/random/boot_id
+
+	logSize int // bytes of each intent log; default 8 MiB
 }
 
-type nameKey struct {
-	dir  Ident
-	name string
+func (o *Options) fill() error {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.MaxMemory <= 0 {
+		o.MaxMemory = 32 << 20
+	}
+	if o.MaxExtents <= 0 {
+		o.MaxExtents = 4096
+	}
+	// The extents of a file must fit into one value of the store, at up to 18 bytes each.
+	o.MaxExtents = min(max(o.MaxExtents, 2), 32768)
+	if o.logSize == 0 {
+		o.logSize = 8 << 20
+	}
+	if o.BootID != "" {
+		return nil
+	}
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	o.BootID = strings.TrimSpace(string(id))
+	return err
 }
 
-type inodeRecord struct {
-	what    What
-	extents Extents
-	image   *Image
-}
-
-type epochRecords struct {
-	inodes map[Ident]*inodeRecord
-	names  map[nameKey]Ident
-}
-
-// Journal is an open journal. All methods may be called concurrently.
+// Journal is an open journal. All methods may be called concurrently; the Touch and Note methods only
+// between Enter and Leave.
 type Journal struct {
-	gate    sync.RWMutex
-	mu      sync.Mutex
-	id      string
-	epoch   Epoch
-	epochs  map[Epoch]*epochRecords
-	holds   map[Epoch]int
-	gone    Epoch
+	options Options
+	dir     string
+	lock    *os.File
+	mark    mark
+	clean   bool
+	store   *store
 	changed chan struct{}
-	maps    map[string]*Map
-	state   map[string][]byte
+
+	// gate is held for reading by every changing operation and for writing by Seal. It is taken before mu.
+	gate sync.RWMutex
+
+	// mu guards all that follows. It is never held while the store is read or written.
+	mu        sync.Mutex
+	progress  *sync.Cond // on mu: an absorb ended, or failed
+	state     state
+	active    *generation
+	frozen    *generation // being absorbed; nil: none
+	spare     *intentLog  // the log that no generation uses; nil: none
+	absorbErr error       // why the last absorb failed; nil while none failed
+	failed    error       // why no record can be written any more
+	imaging   map[Ident]chan struct{}
+	scratch   []byte
+	maps      map[string]*Map
+	written   uint64 // records appended since Open
+
+	syncing sync.Mutex // one Sync at a time, taken before mu
+	synced  uint64     // records that are durable; guarded by syncing
+
+	keeper keeper
 }
 
-// Open opens the journal in dir, which it creates when absent.
+// Open opens the journal in dir, which it creates when absent (0700). It fails with ErrBusy when the
+// journal is open already, with ErrVersion for a format that it does not know, and with ErrCorrupt when
+// the files cannot be read.
 func Open(dir string, o Options) (*Journal, error) {
+	if err := o.fill(); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	var id [16]byte
-	rand.Read(id[:])
-	j := &Journal{id: hex.EncodeToString(id[:]), epoch: 1, epochs: map[Epoch]*epochRecords{}, holds: map[Epoch]int{},
-		changed: make(chan struct{}, 1), maps: map[string]*Map{}, state: map[string][]byte{}}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{options: o, dir: dir, lock: lock, changed: make(chan struct{}, 1), state: newState(),
+		imaging: map[Ident]chan struct{}{}, maps: map[string]*Map{}, keeper: newKeeper()}
+	j.progress = sync.NewCond(&j.mu)
+	if err := j.open(); err != nil {
+		j.release()
+		return nil, err
+	}
+	j.keeper.start(j)
 	return j, nil
 }
 
-// Close ends the journal cleanly.
-func (j *Journal) Close() error { return nil }
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: %s", ErrBusy, dir)
+	}
+	return f, nil
+}
 
-// ID is the journal's own identity: 128 random bits in hex, made with it.
-func (j *Journal) ID() string { return j.id }
+func (j *Journal) open() error {
+	old, err := readMark(j.dir)
+	if err != nil {
+		return err
+	}
+	j.mark = mark{ID: old.ID, Boot: j.options.BootID}
+	if j.mark.ID == "" {
+		j.mark.ID = newID()
+	}
+	sameBoot := old.ID == "" || old.Boot == j.options.BootID
+	j.clean = sameBoot || old.Clean
+	if err := writeMark(j.dir, j.mark); err != nil {
+		return err
+	}
+	if err := j.openStore(); err != nil {
+		return err
+	}
+	return j.openLogs(sameBoot)
+}
 
-// Clean reports whether the records can be trusted to be complete: closed cleanly, or the same boot.
-func (j *Journal) Clean() bool { return true }
+func newID() string {
+	var id [16]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
+func (j *Journal) openStore() (err error) {
+	j.store, err = openStore(filepath.Join(j.dir, "store"), j.options.Logger)
+	if err != nil {
+		return classify(err)
+	}
+	_, err = j.store.get([]byte{keyState}, func(v []byte) (err error) {
+		j.state, err = decodeState(v)
+		return err
+	})
+	return classify(err)
+}
+
+// classify tells a failing system call from files that make no sense.
+func classify(err error) error {
+	var errno syscall.Errno
+	if err == nil || errors.As(err, &errno) {
+		return err
+	}
+	return fmt.Errorf("%w: %w; move the journal's directory away and open the volume again: "+
+		"it starts a new journal and is compared with its peer", ErrCorrupt, err)
+}
+
+// release gives back what open took. It is used when nothing is running any more.
+func (j *Journal) release() error {
+	errs := []error{j.closeLogs()}
+	if j.store != nil {
+		errs = append(errs, j.store.close())
+	}
+	return errors.Join(append(errs, j.lock.Close())...)
+}
+
+// Close absorbs all records into the store, makes everything durable and marks the journal as closed
+// cleanly. It waits for the operations between Enter and Leave. When it fails the journal is closed
+// nevertheless, and not marked clean.
+func (j *Journal) Close() error {
+	j.gate.Lock()
+	defer j.gate.Unlock()
+	err := j.flushMaps()
+	j.mu.Lock()
+	if errors.Is(j.failed, ErrClosed) {
+		j.mu.Unlock()
+		return ErrClosed
+	}
+	err = errors.Join(err, j.drain())
+	j.failed = ErrClosed
+	j.progress.Broadcast()
+	j.mu.Unlock()
+	j.keeper.stop()
+	j.syncing.Lock()
+	defer j.syncing.Unlock()
+	err = errors.Join(err, j.store.sync())
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	err = errors.Join(err, j.store.close())
+	if err == nil {
+		j.mark.Clean = true
+		err = writeMark(j.dir, j.mark)
+	}
+	return errors.Join(err, j.closeLogs(), j.lock.Close())
+}
+
+// ID is the journal's own identity, made with it: 128 random bits in hexadecimal. It is the volume's.
+func (j *Journal) ID() string { return j.mark.ID }
+
+// Clean reports whether the records can be trusted to be complete: the journal is new, was closed
+// cleanly, or is opened in the boot that it was last open in. Otherwise power may have been lost, and the
+// volume must be reconciled with its peer (A2). The answer is about the last opening only: whoever has
+// not finished reconciling notes that with SetState before it does anything else.
+func (j *Journal) Clean() bool { return j.clean }
 
 // Epoch is the current epoch.
 func (j *Journal) Epoch() Epoch {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.epoch
+	return j.state.epoch
 }
 
-// Enter begins a changing operation; it must not be nested.
+// Dirty reports whether the current epoch has a record.
+func (j *Journal) Dirty() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state.totals[j.state.epoch] != nil
+}
+
+// Changed gives a value each time that an epoch gets its first record while it is the current one, and
+// one after Open when the current epoch has records. Values that nobody takes are not kept twice.
+func (j *Journal) Changed() <-chan struct{} { return j.changed }
+
+func (j *Journal) signal() {
+	select {
+	case j.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Enter begins a changing operation and waits while a seal is made. It must not be nested.
 func (j *Journal) Enter() { j.gate.RLock() }
 
 // Leave ends what Enter began.
 func (j *Journal) Leave() { j.gate.RUnlock() }
 
-func (j *Journal) current() *epochRecords {
-	e := j.epochs[j.epoch]
-	if e == nil {
-		e = &epochRecords{map[Ident]*inodeRecord{}, map[nameKey]Ident{}}
-		j.epochs[j.epoch] = e
-		select {
-		case j.changed <- struct{}{}:
-		default:
-		}
-	}
-	return e
-}
-
-// TouchName records that dir's name is about to change and what it stands for now (zero: nothing).
-func (j *Journal) TouchName(dir Ident, name string, was Ident) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	e := j.current()
-	if d := e.inodes[dir]; d != nil && d.what&Created != 0 {
-		return nil
-	}
-	if _, ok := e.names[nameKey{dir, name}]; !ok {
-		e.names[nameKey{dir, name}] = was
-	}
-	return nil
-}
-
-// TouchMeta records that attributes or extended attributes of id are about to change.
-func (j *Journal) TouchMeta(id Ident, was func() (Image, error)) error {
-	return j.touch(id, Meta, Extent{}, was)
-}
-
-// TouchData records that the bytes e of id are about to change, and with them its attributes.
-func (j *Journal) TouchData(id Ident, e Extent, was func() (Image, error)) error {
-	return j.touch(id, Meta|Data, e, was)
-}
-
-func (j *Journal) touch(id Ident, what What, e Extent, was func() (Image, error)) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	c := j.current()
-	r := c.inodes[id]
-	if r == nil {
-		r = &inodeRecord{}
-		if len(j.holds) > 0 && was != nil {
-			img, err := was()
-			if err != nil {
-				return err
-			}
-			r.image = &img
-		}
-		c.inodes[id] = r
-	}
-	r.what |= what
-	if r.what&Created == 0 {
-		r.extents = r.extents.insert(e)
-	}
-	return nil
-}
-
-// NoteCreated records that id was made in this epoch.
-func (j *Journal) NoteCreated(id Ident) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.current().inodes[id] = &inodeRecord{what: Created}
-	return nil
-}
-
-// NoteRemoved records that id, created in this same epoch, has lost its last name.
-func (j *Journal) NoteRemoved(id Ident) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	c := j.current()
-	if r := c.inodes[id]; r != nil && r.what&Created != 0 {
-		delete(c.inodes, id)
-	}
-}
-
-// Seal ends the current epoch N, starts N+1 and returns N. With hold, N is held before any operation can enter.
-func (j *Journal) Seal(hold bool) (Epoch, error) {
+// Barrier waits until every operation that is between Enter and Leave at the call has left.
+func (j *Journal) Barrier() {
 	j.gate.Lock()
 	defer j.gate.Unlock()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n := j.epoch
-	j.epoch++
-	if hold {
-		j.holds[n]++
-	}
-	return n, nil
 }
 
-// Hold keeps the before images that a view of seal n needs, until Release. It is counted.
-func (j *Journal) Hold(n Epoch) error {
+// Sync makes everything recorded before the call survive a power cut, states and flushed maps too.
+func (j *Journal) Sync() error {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.holds[n] == 0 {
-		return ErrNotHeld
+	want := j.written
+	j.mu.Unlock()
+	j.syncing.Lock()
+	defer j.syncing.Unlock()
+	if j.synced < want {
+		if err := j.syncLogs(); err != nil {
+			return err
+		}
 	}
-	j.holds[n]++
+	return j.store.sync()
+}
+
+// syncLogs syncs the logs in use. One that is absorbed meanwhile was made durable in the store.
+func (j *Journal) syncLogs() error {
+	j.mu.Lock()
+	if j.failed != nil {
+		j.mu.Unlock()
+		return j.failed
+	}
+	upto, active, frozen := j.written, j.active.log, j.frozen
+	j.mu.Unlock()
+	if frozen != nil {
+		if err := frozen.log.sync(); err != nil {
+			return err
+		}
+	}
+	if err := active.sync(); err != nil {
+		return err
+	}
+	j.synced = upto
 	return nil
 }
 
-// Release undoes one Hold.
-func (j *Journal) Release(n Epoch) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.holds[n]--; j.holds[n] <= 0 {
-		delete(j.holds, n)
+// closeLogs ends the use of the logs; no record can be written after it. mu is held.
+func (j *Journal) closeLogs() error {
+	var errs []error
+	for _, g := range []*generation{j.active, j.frozen} {
+		if g != nil {
+			errs = append(errs, g.log.close())
+		}
 	}
-}
-
-// Held lists the held seals, ascending.
-func (j *Journal) Held() []Epoch {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	var out []Epoch
-	for n := range j.holds {
-		out = append(out, n)
+	if j.spare != nil {
+		errs = append(errs, j.spare.close())
 	}
-	slices.Sort(out)
-	return out
-}
-
-// Dirty reports whether the current epoch has any record.
-func (j *Journal) Dirty() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	e := j.epochs[j.epoch]
-	return e != nil && len(e.inodes)+len(e.names) > 0
-}
-
-// Changed gives a value when the current epoch gets its first record.
-func (j *Journal) Changed() <-chan struct{} { return j.changed }
-
-// Forget drops the records of epochs up to and including upto.
-func (j *Journal) Forget(upto Epoch) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.gone = max(j.gone, upto)
-	return nil
-}
-
-// Forgotten is the highest forgotten epoch.
-func (j *Journal) Forgotten() Epoch {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.gone
-}
-
-// Sync makes everything recorded before the call survive a power cut.
-func (j *Journal) Sync() error { return nil }
-
-// Stats describes a journal's size.
-type Stats struct {
-	Epochs      int   // epochs whose records are kept, the current one included
-	Inodes      int64 // inode records
-	Names       int64 // name records
-	LogBytes    int64 // bytes of the intent logs on disk
-	StoreBytes  int64 // bytes of the Badger store on disk
-	MemoryBytes int64 // bytes of the index in memory, estimated
-}
-
-// Stats gives the journal's present size.
-func (j *Journal) Stats() Stats { return Stats{} }
-
-func compareIdent(a, b Ident) int {
-	return cmp.Or(cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Gen, b.Gen))
+	j.active, j.frozen, j.spare = newGeneration(&intentLog{}), nil, nil
+	return errors.Join(errs...)
 }

@@ -1,56 +1,100 @@
 package journal
 
-// NameAt gives what dir's name stood for at seal n; false when the live value holds.
+// NameAt gives what dir's name stood for at seal n; ok is false when nothing was recorded since, so that
+// the live value holds. Whoever compares with the live value reads that one first. It fails with
+// ErrNotHeld unless n, or an older seal, is held.
 func (j *Journal) NameAt(n Epoch, dir Ident, name string) (was Ident, ok bool, err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for e := n + 1; e <= j.epoch && !ok; e++ {
-		if r := j.epochs[e]; r != nil {
-			was, ok = r.names[nameKey{dir, name}]
+	key := nameKey{dir, name}
+	err = j.firstAfter(n, func(l layer) (bool, error) {
+		if l.index == nil {
+			was, ok, err = j.store.name(l.epoch, key)
+			return ok, err
 		}
-	}
-	return was, ok, nil
+		e, here := l.index.names[key]
+		was, ok = e.was, here
+		return ok, nil
+	})
+	return was, ok, err
 }
 
-// NamesAt gives all names of dir that were touched after seal n, with what they stood for at n.
+// NamesAt gives all names of dir that were touched since seal n, with what they stood for at n. It fails
+// as NameAt does.
 func (j *Journal) NamesAt(n Epoch, dir Ident) (map[string]Ident, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	out := map[string]Ident{}
-	for e := n + 1; e <= j.epoch; e++ {
-		r := j.epochs[e]
-		if r == nil {
-			continue
+	names := map[string]Ident{}
+	add := func(name string, was Ident) {
+		if _, ok := names[name]; !ok {
+			names[name] = was
 		}
-		for k, was := range r.names {
-			if _, ok := out[k.name]; k.dir == dir && !ok {
-				out[k.name] = was
+	}
+	err := j.firstAfter(n, func(l layer) (bool, error) {
+		if l.index != nil {
+			l.index.eachName(dir, add)
+			return false, nil
+		}
+		return false, j.store.scan(inodeKey(keyName, l.epoch, dir), nil, false, func(key, value []byte) (bool, error) {
+			was, err := decodeWas(value)
+			if err == nil {
+				add(takeName(key).name, was)
 			}
-		}
-	}
-	return out, nil
+			return true, err
+		})
+	})
+	return names, err
 }
 
-// ImageAt gives the attributes of id at seal n; false when the live ones hold.
+// ImageAt gives the attributes and extended attributes of id at seal n; false when nothing was recorded
+// since. It fails as NameAt does.
 func (j *Journal) ImageAt(n Epoch, id Ident) (Image, bool, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for e := n + 1; e <= j.epoch; e++ {
-		if r := j.epochs[e]; r != nil && r.inodes[id] != nil && r.inodes[id].image != nil {
-			return *r.inodes[id].image, true, nil
+	var encoded []byte
+	err := j.firstAfter(n, func(l layer) (_ bool, err error) {
+		if l.index != nil {
+			encoded = l.index.images[id]
+		} else {
+			encoded, err = j.store.image(l.epoch, id)
 		}
+		return encoded != nil, err
+	})
+	if err != nil || encoded == nil {
+		return Image{}, false, err
 	}
-	return Image{}, false, nil
+	image, err := decodeImage(encoded)
+	return image, err == nil, err
 }
 
-// CreatedAfter reports whether id was created after seal n.
+// CreatedAfter reports whether id was created after seal n, so that it did not exist then. It fails as
+// NameAt does.
 func (j *Journal) CreatedAfter(n Epoch, id Ident) (bool, error) {
+	created := false
+	err := j.firstAfter(n, func(l layer) (bool, error) {
+		e, err := j.inodeIn(l, id)
+		created = e != nil && e.what&Created != 0
+		return created, err
+	})
+	return created, err
+}
+
+// firstAfter asks the layers of the epochs after seal n, oldest first, until one has the answer. Memory is
+// asked under mu, the store without it: a record that moves from memory to the store meanwhile is there in
+// both.
+func (j *Journal) firstAfter(n Epoch, ask func(layer) (bool, error)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for e := n + 1; e <= j.epoch; e++ {
-		if r := j.epochs[e]; r != nil && r.inodes[id] != nil && r.inodes[id].what&Created != 0 {
-			return true, nil
+	if err := j.checkView(n); err != nil {
+		return err
+	}
+	for _, l := range j.layers(n, j.state.epoch) {
+		done, err := j.askLayer(l, ask)
+		if err != nil || done {
+			return err
 		}
 	}
-	return false, nil
+	return nil
+}
+
+func (j *Journal) askLayer(l layer, ask func(layer) (bool, error)) (bool, error) {
+	if l.index == nil {
+		j.mu.Unlock()
+		defer j.mu.Lock()
+	}
+	return ask(l)
 }

@@ -1,0 +1,269 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// absorbRetry is how long the keeper waits after a failure.
+	absorbRetry = time.Second
+	// storeReserve is the free space below which nothing is absorbed: Badger writes to mapped files without
+	// blocks of their own, and a full disk would end the process.
+	storeReserve = 48 << 20
+)
+
+// The keeper is the journal's one background goroutine. It absorbs the frozen generation into the store,
+// and takes out of the store what nobody needs any more; never both at once, so that nothing comes back.
+type keeper struct {
+	calls chan struct{}
+	quit  chan struct{}
+	done  sync.WaitGroup
+
+	deleted int // keys since the store was last compacted; the goroutine's own
+}
+
+func newKeeper() keeper {
+	return keeper{calls: make(chan struct{}, 1), quit: make(chan struct{})}
+}
+
+// wake makes the keeper look for work. It never waits.
+func (k *keeper) wake() {
+	select {
+	case k.calls <- struct{}{}:
+	default:
+	}
+}
+
+func (k *keeper) start(j *Journal) {
+	k.wake()
+	k.done.Go(func() {
+		for {
+			select {
+			case <-k.quit:
+				return
+			case <-k.calls:
+			}
+			if err := j.tend(); err != nil {
+				j.options.Logger.Warn("journal: cannot absorb, trying again", "dir", j.dir, "error", err)
+				time.AfterFunc(absorbRetry, k.wake)
+			}
+		}
+	})
+}
+
+// stop ends the keeper and waits for it.
+func (k *keeper) stop() {
+	close(k.quit)
+	k.done.Wait()
+}
+
+// tend does what there is to do.
+func (j *Journal) tend() error {
+	for {
+		j.mu.Lock()
+		frozen := j.frozen
+		j.mu.Unlock()
+		if frozen == nil {
+			return j.sweep()
+		}
+		err := j.absorb(frozen)
+		j.mu.Lock()
+		if j.absorbErr = err; err == nil {
+			j.frozen, j.spare = nil, frozen.log
+		}
+		j.progress.Broadcast()
+		j.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// drain absorbs all that is in memory. mu is held, and dropped while it waits.
+func (j *Journal) drain() error {
+	if j.absorbErr != nil {
+		j.absorbErr = nil // once more
+		j.keeper.wake()
+	}
+	for last := (*generation)(nil); ; {
+		switch {
+		case j.frozen == nil && last == nil:
+			last = j.active
+			if err := j.switchLogs(); err != nil {
+				return err
+			}
+		case j.frozen == nil:
+			return nil
+		case j.absorbErr != nil:
+			return j.absorbErr
+		default:
+			j.progress.Wait()
+		}
+	}
+}
+
+// absorb writes a generation into the store. The order makes it repeatable after a crash: first the state
+// that says which epochs the store may have records of, then the records, then, all that being durable, the
+// state that says that the log is no longer needed.
+func (j *Journal) absorb(g *generation) error {
+	if err := j.checkSpace(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	indexes, useless, images := g.indexes(), j.state.useless(), j.state.lowestHeld()
+	for n := range indexes {
+		if n > useless {
+			j.state.markStored(n)
+		}
+	}
+	j.mu.Unlock()
+	if err := j.saveState(); err != nil {
+		return err
+	}
+	err := j.store.batch(func(b *badger.WriteBatch) error {
+		for n, x := range indexes {
+			if n <= useless {
+				continue
+			}
+			if err := absorbEpoch(b, n, x, n > images); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := j.store.sync(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	j.state.absorbed = g.log.generation
+	j.mu.Unlock()
+	return errors.Join(j.saveState(), j.store.sync())
+}
+
+// checkSpace keeps the store from running into a full disk.
+func (j *Journal) checkSpace() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(j.dir, &fs); err != nil {
+		return fmt.Errorf("statfs %s: %w", j.dir, err)
+	}
+	if free := fs.Bfree * uint64(fs.Bsize); free < storeReserve {
+		return fmt.Errorf("journal: %d bytes free in %s, %d are needed: %w", free, j.dir, storeReserve, unix.ENOSPC)
+	}
+	return nil
+}
+
+// absorbEpoch writes what the store does not have of an epoch.
+func absorbEpoch(b *badger.WriteBatch, n Epoch, x *epochIndex, images bool) error {
+	for id, e := range x.inodes {
+		if !e.unsaved {
+			continue
+		}
+		key, err := inodeKey(keyInode, n, id), error(nil)
+		if e.removed {
+			err = b.Delete(key)
+		} else {
+			err = b.Set(key, encodeInode(e))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for key, e := range x.names {
+		if !e.unsaved {
+			continue
+		}
+		if err := b.Set(nameEntryKey(n, key), putIdent(nil, e.was)); err != nil {
+			return err
+		}
+	}
+	if !images {
+		return nil
+	}
+	for id, image := range x.images {
+		if err := b.Set(inodeKey(keyImage, n, id), image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *Journal) saveState() error {
+	j.mu.Lock()
+	value := j.state.encode()
+	j.mu.Unlock()
+	return j.store.update(func(txn *badger.Txn) error { return txn.Set([]byte{keyState}, value) })
+}
+
+// sweep deletes from the store what nobody can ask for any more: the records of useless epochs, and the
+// before images that no held seal needs.
+func (j *Journal) sweep() error {
+	useless, imageless := j.sweepable()
+	if len(useless)+len(imageless) == 0 {
+		return nil
+	}
+	for _, n := range imageless {
+		if err := j.sweepKeys(n, keyImage); err != nil {
+			return err
+		}
+	}
+	for _, n := range useless {
+		if err := j.sweepKeys(n, keyInode, keyName); err != nil {
+			return err
+		}
+	}
+	j.mu.Lock()
+	for _, n := range imageless {
+		j.state.totals[n].images = 0
+	}
+	for _, n := range useless {
+		delete(j.state.stored, n)
+		delete(j.state.totals, n)
+	}
+	j.mu.Unlock()
+	if err := j.saveState(); err != nil {
+		return err
+	}
+	if j.keeper.deleted < flattenAfter {
+		return nil
+	}
+	j.keeper.deleted = 0
+	if err := j.store.compact(); err != nil {
+		j.options.Logger.Debug("journal: store not compacted", "dir", j.dir, "error", err)
+	}
+	return nil
+}
+
+// sweepable lists the stored epochs whose records, and those whose images, can go.
+func (j *Journal) sweepable() (useless, imageless []Epoch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for n := range j.state.stored {
+		if n <= j.state.useless() {
+			useless = append(useless, n)
+		}
+		if n <= j.state.lowestHeld() && j.state.totals[n].images > 0 {
+			imageless = append(imageless, n)
+		}
+	}
+	return useless, imageless
+}
+
+func (j *Journal) sweepKeys(n Epoch, kinds ...byte) error {
+	for _, kind := range kinds {
+		deleted, err := j.store.deletePrefix(epochKey(kind, n))
+		if err != nil {
+			return err
+		}
+		j.keeper.deleted += deleted
+	}
+	return nil
+}

@@ -1,0 +1,96 @@
+package journal
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// A mark is the journal's small file `mark`: its format, its identity, and whether it was closed cleanly.
+// It is text, one "key value" a line, and replaced as a whole:
+//
+//	tandem-journal 1
+//	id 0f1e2d3c4b5a69788796a5b4c3d2e1f0
+//	boot 7f0c1f3e-3f0b-4c58-9d0e-6d1c35f3a2b1
+//	closed cleanly
+//
+// The last line is missing while the journal is open.
+type mark struct {
+	ID    string
+	Boot  string // the boot in which the journal was last opened
+	Clean bool
+}
+
+const (
+	markFile    = "mark"
+	markFormat  = "tandem-journal"
+	markVersion = "1"
+)
+
+// readMark reads the mark; the zero mark when the journal is new.
+func readMark(dir string) (mark, error) {
+	f, err := os.Open(filepath.Join(dir, markFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return mark{}, nil
+	}
+	if err != nil {
+		return mark{}, err
+	}
+	defer f.Close()
+	var m mark
+	lines := bufio.NewScanner(f)
+	for first := true; lines.Scan(); first = false {
+		key, value, _ := strings.Cut(lines.Text(), " ")
+		if first && key != markFormat {
+			break
+		}
+		switch key {
+		case markFormat:
+			if value != markVersion {
+				return mark{}, fmt.Errorf("%w: %s has version %q, this program knows %s", ErrVersion, dir, value, markVersion)
+			}
+		case "id":
+			m.ID = value
+		case "boot":
+			m.Boot = value
+		case "closed":
+			m.Clean = value == "cleanly"
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return mark{}, err
+	}
+	if m.ID == "" {
+		return mark{}, classify(fmt.Errorf("%s is not a journal's mark", f.Name()))
+	}
+	return m, nil
+}
+
+// writeMark replaces the mark durably.
+func writeMark(dir string, m mark) error {
+	text := fmt.Sprintf("%s %s\nid %s\nboot %s\n", markFormat, markVersion, m.ID, m.Boot)
+	if m.Clean {
+		text += "closed cleanly\n"
+	}
+	path := filepath.Join(dir, markFile)
+	if err := writeSynced(path+".new", text); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncPath(dir)
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
+}

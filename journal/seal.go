@@ -1,0 +1,100 @@
+package journal
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Seal ends the current epoch N, starts N+1 and returns N. It waits for the operations between Enter and
+// Leave and keeps new ones out meanwhile; apart from that it costs one record in memory, whatever the epoch
+// holds. An epoch without records is sealed too. With hold, N is held (see Hold) before any operation can
+// enter.
+func (j *Journal) Seal(hold bool) (Epoch, error) {
+	j.gate.Lock()
+	defer j.gate.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n := j.state.epoch
+	if err := j.control(record{kind: recordSealed, epoch: n, hold: hold}); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// Hold says that a view of seal n is needed: the before images of later epochs are kept until Release.
+// Holds are counted. It fails with ErrNotHeld when the images were not kept all along, which they were only
+// when n or an older seal is held now.
+func (j *Journal) Hold(n Epoch) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.checkView(n); err != nil {
+		return err
+	}
+	if j.state.held[n] == 0 {
+		return j.control(record{kind: recordHeld, epoch: n})
+	}
+	j.state.held[n]++
+	return nil
+}
+
+// Release undoes one Hold. The last one frees the before images that nothing else needs, in memory at once
+// and in the store soon.
+func (j *Journal) Release(n Epoch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.state.held[n] > 1 {
+		j.state.held[n]--
+		return
+	}
+	if j.state.held[n] == 0 {
+		return
+	}
+	r := record{kind: recordReleased, epoch: n}
+	if err := j.control(r); err != nil {
+		// The record is missing, so after a restart the seal is held again, and the user releases it then.
+		j.options.Logger.Warn("journal: release not recorded", "epoch", n, "error", err)
+		j.apply(&r)
+	}
+}
+
+// Held lists the held seals, ascending. Holds survive a restart, each then with one holder; the user
+// releases what it does not want.
+func (j *Journal) Held() []Epoch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Sorted(maps.Keys(j.state.held))
+}
+
+// checkView fails unless the journal can tell what was at seal n.
+func (j *Journal) checkView(n Epoch) error {
+	if n >= j.state.epoch {
+		return fmt.Errorf("%w: %d", ErrNotSealed, n)
+	}
+	if j.state.lowestHeld() > n {
+		return fmt.Errorf("%w: %d", ErrNotHeld, n)
+	}
+	return nil
+}
+
+// Forget says that nobody needs the records of epochs up to and including upto any more (A4). They go from
+// memory at once and from the store in the background; those that held seals need for their before images
+// stay until these are released. It fails with ErrNotSealed when upto is not sealed.
+func (j *Journal) Forget(upto Epoch) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if upto <= j.state.forgotten {
+		return nil
+	}
+	if upto >= j.state.epoch {
+		return fmt.Errorf("%w: %d", ErrNotSealed, upto)
+	}
+	return j.control(record{kind: recordForgot, epoch: upto})
+}
+
+// Forgotten is the highest forgotten epoch; Changes answers from there on.
+func (j *Journal) Forgotten() Epoch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state.forgotten
+}

@@ -1,0 +1,108 @@
+package journal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Totals of an epoch's records. They are estimates: a crash in the middle of an absorb may lose some.
+type totals struct {
+	inodes, names, bytes int64
+	images               int64
+}
+
+// state is what the journal knows of itself besides the records. The intent log has every change of it
+// since the last absorb; the store has it as it was then.
+type state struct {
+	epoch     Epoch // the current one
+	forgotten Epoch
+	absorbed  uint64             // the last generation of the log that is in the store whole
+	held      map[Epoch]int      // how many hold a seal
+	totals    map[Epoch]*totals  // of every epoch that has or had a record
+	stored    map[Epoch]struct{} // the epochs that may have records in the store
+}
+
+func newState() state {
+	return state{epoch: 1, held: map[Epoch]int{}, totals: map[Epoch]*totals{}, stored: map[Epoch]struct{}{}}
+}
+
+func (s *state) isStored(n Epoch) bool {
+	_, ok := s.stored[n]
+	return ok
+}
+
+// markStored notes that an epoch may have records in the store.
+func (s *state) markStored(n Epoch) {
+	s.stored[n] = struct{}{}
+	if s.totals[n] == nil {
+		s.totals[n] = &totals{}
+	}
+}
+
+// within lists the epochs in (after, upto] that may have records, ascending.
+func (s *state) within(after, upto Epoch) []Epoch {
+	var list []Epoch
+	for n := range s.totals {
+		if n > after && n <= upto {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// lowestHeld is the oldest seal that is held; the current epoch when none is.
+func (s *state) lowestHeld() Epoch {
+	low := s.epoch
+	for n := range s.held {
+		low = min(low, n)
+	}
+	return low
+}
+
+// useless is the last epoch whose records nobody can ask for: forgotten, and before all views.
+func (s *state) useless() Epoch { return min(s.forgotten, s.lowestHeld()) }
+
+// encode gives the store's value for the state, all as unsigned varints:
+//
+//	| epoch | forgotten | absorbed | count | held seals | count | stored epochs with their totals |
+//	stored: | epoch | inodes | names | bytes | images |
+func (s *state) encode() []byte {
+	var b []byte
+	put := func(values ...uint64) {
+		for _, v := range values {
+			b = binary.AppendUvarint(b, v)
+		}
+	}
+	put(uint64(s.epoch), uint64(s.forgotten), s.absorbed, uint64(len(s.held)))
+	for _, n := range slices.Sorted(maps.Keys(s.held)) {
+		put(uint64(n))
+	}
+	put(uint64(len(s.stored)))
+	for _, n := range slices.Sorted(maps.Keys(s.stored)) {
+		t := s.totals[n]
+		put(uint64(n), uint64(t.inodes), uint64(t.names), uint64(t.bytes), uint64(t.images))
+	}
+	return b
+}
+
+func decodeState(v []byte) (state, error) {
+	d := decoder{rest: v}
+	s := newState()
+	s.epoch, s.forgotten, s.absorbed = Epoch(d.uvarint()), Epoch(d.uvarint()), d.uvarint()
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		s.held[Epoch(d.uvarint())] = 1
+	}
+	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+		epoch := Epoch(d.uvarint())
+		s.stored[epoch] = struct{}{}
+		s.totals[epoch] = &totals{d.int(), d.int(), d.int(), d.int()}
+	}
+	d.check(s.epoch > 0)
+	if err := d.end(); err != nil {
+		return state{}, fmt.Errorf("journal's state: %w", err)
+	}
+	return s, nil
+}

@@ -1,0 +1,316 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+)
+
+// The store is what was absorbed from the intent logs, in Badger. Keys, all integers big endian so that
+// the order of keys is the order of what they name:
+//
+//	| 'i' | epoch 8 | ino 8 | gen 8 |            -> an inode's change: what, extents
+//	| 'n' | epoch 8 | ino 8 | gen 8 | name |     -> what the name stood for: ino 8, gen 8
+//	| 'b' | epoch 8 | ino 8 | gen 8 |            -> the encoded Image
+//	| 's' |                                      -> the journal's own state, see state.go
+//	| 'k' | key |                                -> SetState's value
+//	| 'm' | length 1 | map's name | 'f' or 'r' | ino 8 | gen 8 | -> a Map's pair, forward or reverse
+//
+// Badger does not sync what it is given; sync does, for all of it.
+type store struct {
+	db    *badger.DB
+	dir   string
+	dirty atomic.Bool // something was written since the last sync
+}
+
+const (
+	keyInode = 'i'
+	keyName  = 'n'
+	keyImage = 'b'
+	keyState = 's'
+	keyValue = 'k'
+	keyMap   = 'm'
+)
+
+const (
+	epochKeyLen = 1 + 8
+	inodeKeyLen = epochKeyLen + 16
+	// flattenAfter deletions the store is compacted, so that what they covered goes from the disk.
+	flattenAfter = 100_000
+)
+
+// openStore opens Badger with little memory: a node may have several volumes.
+func openStore(dir string, log *slog.Logger) (*store, error) {
+	o := badger.DefaultOptions(dir).
+		WithLogger(badgerLog{log}).
+		WithMemTableSize(8 << 20).
+		WithNumMemtables(2).
+		WithValueThreshold(1 << 20).
+		WithValueLogFileSize(16 << 20).
+		WithCompression(options.None).
+		WithChecksumVerificationMode(options.OnBlockRead).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithNumCompactors(2).
+		WithNumGoroutines(1).
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithSyncWrites(false)
+	db, err := badger.Open(o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return &store{db: db, dir: dir}, nil
+}
+
+func (s *store) close() error { return s.db.Close() }
+
+// badgerLog hands Badger's messages on: its progress reports matter only to someone who debugs.
+type badgerLog struct{ log *slog.Logger }
+
+func (b badgerLog) Errorf(f string, a ...any)   { b.log.Error(badgerMessage(f, a)) }
+func (b badgerLog) Warningf(f string, a ...any) { b.log.Warn(badgerMessage(f, a)) }
+func (b badgerLog) Infof(f string, a ...any)    { b.log.Debug(badgerMessage(f, a)) }
+func (b badgerLog) Debugf(f string, a ...any)   { b.log.Debug(badgerMessage(f, a)) }
+
+func badgerMessage(format string, args []any) string {
+	return "badger: " + strings.TrimSpace(fmt.Sprintf(format, args...))
+}
+
+func epochKey(kind byte, n Epoch) []byte {
+	return binary.BigEndian.AppendUint64([]byte{kind}, uint64(n))
+}
+
+func putIdent(b []byte, id Ident) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, id.Ino), id.Gen)
+}
+
+func takeIdent(b []byte) Ident {
+	return Ident{Ino: binary.BigEndian.Uint64(b), Gen: binary.BigEndian.Uint64(b[8:])}
+}
+
+func inodeKey(kind byte, n Epoch, id Ident) []byte { return putIdent(epochKey(kind, n), id) }
+
+func nameEntryKey(n Epoch, key nameKey) []byte {
+	return append(inodeKey(keyName, n, key.dir), key.name...)
+}
+
+// get calls f with the value of a key and reports whether there is one. The value is valid during f.
+func (s *store) get(key []byte, f func(value []byte) error) (bool, error) {
+	err := s.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if err != nil {
+			return err
+		}
+		return item.Value(f)
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// inode reads an inode's change in an epoch; nil when there is none.
+func (s *store) inode(n Epoch, id Ident) (*inodeEntry, error) {
+	var e *inodeEntry
+	_, err := s.get(inodeKey(keyInode, n, id), func(v []byte) (err error) {
+		e, err = decodeInode(v)
+		return err
+	})
+	return e, err
+}
+
+// name reads what a name stood for before an epoch.
+func (s *store) name(n Epoch, key nameKey) (was Ident, ok bool, err error) {
+	ok, err = s.get(nameEntryKey(n, key), func(v []byte) (err error) {
+		was, err = decodeWas(v)
+		return err
+	})
+	return was, ok, err
+}
+
+// image reads the encoded before image of an inode in an epoch; nil when there is none.
+func (s *store) image(n Epoch, id Ident) ([]byte, error) {
+	var image []byte
+	_, err := s.get(inodeKey(keyImage, n, id), func(v []byte) error {
+		image = append([]byte{}, v...)
+		return nil
+	})
+	return image, err
+}
+
+// scan calls f for the keys with a prefix, from `from` on when that is not nil, until f returns false.
+// Key and value are valid during the call; value is nil with keysOnly.
+func (s *store) scan(prefix, from []byte, keysOnly bool, f func(key, value []byte) (bool, error)) error {
+	return s.db.View(func(txn *badger.Txn) error {
+		o := badger.IteratorOptions{Prefix: prefix}
+		it := txn.NewIterator(o)
+		defer it.Close()
+		if from == nil {
+			from = prefix
+		}
+		for it.Seek(from); it.Valid(); it.Next() {
+			more, err := false, error(nil)
+			if keysOnly {
+				more, err = f(it.Item().Key(), nil)
+			} else {
+				err = it.Item().Value(func(v []byte) (err error) {
+					more, err = f(it.Item().Key(), v)
+					return err
+				})
+			}
+			if err != nil || !more {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// update writes in one transaction: after a crash all of it is there or nothing.
+func (s *store) update(f func(txn *badger.Txn) error) error {
+	err := s.db.Update(f)
+	s.dirty.Store(true)
+	return storeError(err)
+}
+
+// batch writes without a bound on the amount; a crash may leave a part of it.
+func (s *store) batch(f func(b *badger.WriteBatch) error) error {
+	b := s.db.NewWriteBatch()
+	b.SetMaxPendingTxns(2)
+	defer b.Cancel()
+	err := f(b)
+	if err == nil {
+		err = b.Flush()
+	}
+	s.dirty.Store(true)
+	return storeError(err)
+}
+
+func storeError(err error) error {
+	if err != nil {
+		return fmt.Errorf("journal store: %w", err)
+	}
+	return nil
+}
+
+// deletePrefix deletes all keys with the prefix and returns how many there were.
+func (s *store) deletePrefix(prefix []byte) (deleted int, err error) {
+	err = s.batch(func(b *badger.WriteBatch) error {
+		return s.scan(prefix, nil, true, func(key, _ []byte) (bool, error) {
+			deleted++
+			return true, b.Delete(append([]byte{}, key...))
+		})
+	})
+	return deleted, err
+}
+
+// compact takes deleted keys off the disk.
+func (s *store) compact() error { return storeError(s.db.Flatten(1)) }
+
+// sync makes all that was written survive a power cut. DB.Sync covers only the memtable in use: one
+// that was rotated out and is not flushed yet has its own file, not synced by anyone. So all of them
+// are synced here, until no new one has appeared meanwhile. Tables and the manifest are synced by Badger
+// when it makes them.
+func (s *store) sync() error {
+	if !s.dirty.Swap(false) {
+		return nil
+	}
+	err := s.syncFiles()
+	if err != nil {
+		s.dirty.Store(true)
+		return fmt.Errorf("journal store: %w", err)
+	}
+	return nil
+}
+
+func (s *store) syncFiles() error {
+	synced := map[string]bool{}
+	for {
+		files, err := filepath.Glob(filepath.Join(s.dir, "*.mem"))
+		if err != nil {
+			return err
+		}
+		fresh := 0
+		for _, name := range append(files, s.dir) {
+			if synced[name] {
+				continue
+			}
+			if err := syncPath(name); err != nil {
+				return err
+			}
+			synced[name] = true
+			fresh++
+		}
+		if fresh == 0 {
+			return nil
+		}
+	}
+}
+
+// syncPath syncs a file or directory. One that is gone was flushed into a table, which is synced.
+func syncPath(name string) error {
+	f, err := os.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// size is the number of bytes on the disk.
+func (s *store) size() int64 { return diskUsage(s.dir) }
+
+// encodeInode gives the store's value for an inode's change:
+//
+//	| what: 1 byte | then for each extent, as unsigned varints: gap since the last one's end | length |
+func encodeInode(e *inodeEntry) []byte {
+	b := make([]byte, 1, 1+6*len(e.extents))
+	b[0] = byte(e.what)
+	end := int64(0)
+	for _, x := range e.extents {
+		b = binary.AppendUvarint(b, uint64(x.Off-end))
+		b = binary.AppendUvarint(b, uint64(x.Len()))
+		end = x.End
+	}
+	return b
+}
+
+func decodeInode(v []byte) (*inodeEntry, error) {
+	d := decoder{rest: v}
+	e := &inodeEntry{what: What(d.byte())}
+	d.check(e.what != 0 && e.what&^allWhat == 0)
+	end := int64(0)
+	for len(d.rest) > 0 {
+		x := d.extent(end)
+		d.check(x.Len() > 0 && (x.Off > end || len(e.extents) == 0))
+		e.extents, end = append(e.extents, x), x.End
+	}
+	if err := d.end(); err != nil {
+		return nil, fmt.Errorf("inode's change: %w", err)
+	}
+	return e, nil
+}
+
+func decodeWas(v []byte) (Ident, error) {
+	if len(v) != 16 {
+		return Ident{}, fmt.Errorf("name's change: %w", errRecord)
+	}
+	return takeIdent(v), nil
+}
+
+// takeName takes a name's key apart.
+func takeName(key []byte) nameKey {
+	return nameKey{takeIdent(key[epochKeyLen:]), string(key[inodeKeyLen:])}
+}
