@@ -363,7 +363,16 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 	if err := v.journal.TouchName(from.id, oldname, source.ID); err != nil {
 		return err
 	}
-	if !exists || flags&unix.RENAME_EXCHANGE != 0 {
+	exchange := flags&unix.RENAME_EXCHANGE != 0
+	if err := v.touchMoved(&source, exchange); err != nil {
+		return err
+	}
+	if exists && exchange {
+		if err := v.touchMoved(&replaced, exchange); err != nil {
+			return err
+		}
+	}
+	if !exists || exchange {
 		if err := v.journal.TouchName(to.id, newname, replaced.ID); err != nil {
 			return err
 		}
@@ -379,6 +388,20 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 	}
 	v.gone(&replaced, last)
 	return nil
+}
+
+// touchMoved records a change of attributes where a move makes one besides the change time: XFS sets the
+// modification time of a directory that gets another parent, and of what is exchanged.
+func (v *Volume) touchMoved(n *Inode, exchange bool) error {
+	if !n.IsDir() && !exchange {
+		return nil
+	}
+	o, err := v.open.get(n.ID, reachPath)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	return v.journal.TouchMeta(n.ID, imageOf(o))
 }
 
 // Readlink reads a symbolic link.
