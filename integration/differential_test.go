@@ -1,0 +1,48 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/posixtest"
+	"golang.org/x/sys/unix"
+
+	"tandemfs/integration/history"
+	"tandemfs/integration/lab"
+	"tandemfs/integration/tree"
+)
+
+func TestAVolumeOnExt4AnswersEveryOperationAsExt4Does(t *testing.T) {
+	answersAlike(t, lab.Ext4, 20_000, 0)
+}
+
+func TestAVolumeOnXFSAnswersEveryOperationAsXFSDoes(t *testing.T) {
+	answersAlike(t, lab.XFS, 8_000, 1)
+}
+
+func TestAVolumeOnBtrfsAnswersEveryOperationAsBtrfsDoes(t *testing.T) {
+	answersAlike(t, lab.Btrfs, 4_000, 2)
+}
+
+// answersAlike plays a history on a volume and on a plain directory of the same kind of filesystem.
+func answersAlike(t *testing.T, kind string, operations int, purpose uint64) {
+	v := newVolume(t, alone(t), "data", kind, 4*gib, nil)
+	plain := lab.MakeDir(t, lab.Disk(t, kind, 4*gib), "data")
+	check(t, unix.Chmod(plain, 0o1777))
+	l := &history.Lockstep{A: open(t, plain), B: open(t, v.Mount), Generator: history.New(seed(t, purpose))}
+	const part = 2000
+	for done := 0; done < operations; done += part {
+		if err := l.Play(part); err != nil {
+			t.Fatal(err)
+		}
+		onVolume := scan(t, v.Mount)
+		sameTrees(t, "after the same operations", scan(t, plain), onVolume, tree.Options{IgnoreTimes: true})
+		sameTrees(t, "seen from above and below", onVolume, scan(t, v.Backing), tree.Options{})
+	}
+}
+
+func TestTheMountPassesTheFUSEConformanceSuite(t *testing.T) {
+	v := newVolume(t, alone(t), "data", lab.Ext4, smallDisk, nil)
+	for name, test := range posixtest.All {
+		t.Run(name, func(t *testing.T) { test(t, lab.MakeDir(t, v.Mount, name)) })
+	}
+}
