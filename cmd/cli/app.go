@@ -16,8 +16,9 @@ const defaultSocket = "/run/tandemfs.sock"
 // newApp puts the commands together.
 func newApp(env *Env) *urfave.App {
 	return &urfave.App{
-		Name:  "tandemfs",
-		Usage: "protect a directory, and keep a second host's copy of it a moment behind",
+		Name:      "tandemfs",
+		UsageText: "tandemfs COMMAND ...",
+		Usage:     "protect a directory, and keep a second host's copy of it a moment behind",
 		Description: "Run a node with `tandemfs serve` on each host. Protect a directory with `volume create`,\n" +
 			"propose its replication with `relationship create`, and accept that on the other host with\n" +
 			"`relationship authorize`. Every command explains itself with --help.",
@@ -43,7 +44,7 @@ func newApp(env *Env) *urfave.App {
 // group makes a command that only holds others.
 func group(name, about string, commands []*urfave.Command) *urfave.Command {
 	return &urfave.Command{
-		Name: name, Usage: about, Subcommands: commands,
+		Name: name, Usage: about, UsageText: "tandemfs " + name + " COMMAND ...", Subcommands: commands,
 		HideHelpCommand: true, OnUsageError: usageError, Action: noCommand,
 	}
 }
@@ -84,7 +85,7 @@ type call struct {
 func (e *Env) clientCommand(c command) *urfave.Command {
 	flags := []urfave.Flag{
 		&urfave.StringFlag{Name: "socket", Value: defaultSocket, EnvVars: []string{"TANDEMFS_SOCKET"}, Usage: "the daemon's control socket, a `PATH`"},
-		&urfave.BoolFlag{Name: "json", Usage: "answer in the API's JSON"},
+		&urfave.BoolFlag{Name: "json", DisableDefaultText: true, Usage: "answer in the API's JSON"},
 	}
 	return &urfave.Command{
 		Name: c.name, ArgsUsage: c.args, Usage: c.about, Description: c.description,

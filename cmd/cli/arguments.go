@@ -30,6 +30,8 @@ func flagsFirst(app *urfave.App, args []string) []string {
 			i = len(rest)
 		case len(arg) < 2 || arg[0] != '-':
 			others = append(others, arg)
+		case arg == "--help" || arg == "-h":
+			return append(slices.Clone(args[:depth]), arg) // with more, the parser looks for a topic
 		default:
 			flags = append(flags, arg)
 			if takesValue(command, arg) && i+1 < len(rest) {

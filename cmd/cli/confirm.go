@@ -11,7 +11,7 @@ import (
 )
 
 func yesFlag() urfave.Flag {
-	return &urfave.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+	return &urfave.BoolFlag{Name: "yes", Aliases: []string{"y"}, DisableDefaultText: true, Usage: "do not ask"}
 }
 
 // errNotConfirmed ends a command whose question was not answered with yes.

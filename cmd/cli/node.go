@@ -38,7 +38,7 @@ func versionCommand(env *Env) *urfave.Command {
 	return &urfave.Command{
 		Name: "version", Usage: "show this program's version",
 		HideHelpCommand: true, OnUsageError: usageError,
-		Flags: []urfave.Flag{&urfave.BoolFlag{Name: "json", Usage: "answer in JSON"}},
+		Flags: []urfave.Flag{&urfave.BoolFlag{Name: "json", DisableDefaultText: true, Usage: "answer in JSON"}},
 		Action: func(u *urfave.Context) error {
 			if err := checkArgs(u, ""); err != nil {
 				return err

@@ -23,7 +23,7 @@ func relationshipCommands(env *Env) []*urfave.Command {
 				&urfave.StringFlag{Name: "target", Usage: fmt.Sprintf("the other node, `HOST[:PORT]` (required; port %d if none is given)", replicator.DefaultPort)},
 				&urfave.StringFlag{Name: "target-volume", Usage: "the volume's `NAME` there (required)"},
 				&urfave.StringFlag{Name: "target-fingerprint", Usage: "refuse any node but the one with this `FINGERPRINT` (see `node show` there)"},
-				&urfave.BoolFlag{Name: "disabled", Usage: "replicate nothing until `relationship enable`"},
+				&urfave.BoolFlag{Name: "disabled", DisableDefaultText: true, Usage: "replicate nothing until `relationship enable`"},
 			},
 		}),
 		env.clientCommand(command{
@@ -32,7 +32,7 @@ func relationshipCommands(env *Env) []*urfave.Command {
 			description: "Shows whose fingerprint is about to be trusted, and asks. The target volume becomes\n" +
 				"read-only for everybody else.",
 			flags: []urfave.Flag{
-				&urfave.BoolFlag{Name: "allow-non-empty", Usage: "accept a target volume that holds files: what the source does not have is removed"},
+				&urfave.BoolFlag{Name: "allow-non-empty", DisableDefaultText: true, Usage: "accept a target volume that holds files: what the source does not have is removed"},
 				&urfave.StringFlag{Name: "create", Usage: "make the target volume, protecting `DIR`"},
 				&urfave.StringFlag{Name: "source-fingerprint", Usage: "refuse any source but the one with this `FINGERPRINT`"},
 				yesFlag(),
@@ -55,7 +55,7 @@ func relationshipCommands(env *Env) []*urfave.Command {
 			about: "show how a relationship stands",
 			description: "With --watch it goes on showing it: on a terminal as a progress bar during the first\n" +
 				"transfer and as one line after that, else as a line for each change.",
-			flags: []urfave.Flag{&urfave.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "go on until interrupted, or until the relationship ends"}},
+			flags: []urfave.Flag{&urfave.BoolFlag{Name: "watch", Aliases: []string{"w"}, DisableDefaultText: true, Usage: "go on until interrupted, or until the relationship ends"}},
 		}),
 		env.clientCommand(command{
 			name: "enable", args: "ID", complete: relationshipIDs,

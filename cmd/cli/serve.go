@@ -26,8 +26,8 @@ func serveCommand(env *Env) *urfave.Command {
 			&urfave.StringFlag{Name: "listen", Value: fmt.Sprintf(":%d", replicator.DefaultPort), Usage: "answer peers at `ADDR:PORT`"},
 			&urfave.StringFlag{Name: "socket", Value: defaultSocket, EnvVars: []string{"TANDEMFS_SOCKET"}, Usage: "answer this host's commands at `PATH`"},
 			&urfave.StringFlag{Name: "name", Usage: "the node's `NAME` (default: the host's)"},
-			&urfave.BoolFlag{Name: "log-json", Usage: "log in JSON"},
-			&urfave.BoolFlag{Name: "debug", Usage: "log more"},
+			&urfave.BoolFlag{Name: "log-json", DisableDefaultText: true, Usage: "log in JSON"},
+			&urfave.BoolFlag{Name: "debug", DisableDefaultText: true, Usage: "log more"},
 		},
 		Action: func(u *urfave.Context) error {
 			if err := checkArgs(u, ""); err != nil {

@@ -20,8 +20,8 @@ func volumeCommands(env *Env) []*urfave.Command {
 				"DIR/.tandemfs, which the mount does not show.",
 			flags: []urfave.Flag{
 				&urfave.StringFlag{Name: "mount", Usage: "mount the volume at `PATH`, an empty directory"},
-				&urfave.BoolFlag{Name: "nosuid", Usage: "set-id bits have no effect on the mount"},
-				&urfave.BoolFlag{Name: "nodev", Usage: "device nodes cannot be opened on the mount"},
+				&urfave.BoolFlag{Name: "nosuid", DisableDefaultText: true, Usage: "set-id bits have no effect on the mount"},
+				&urfave.BoolFlag{Name: "nodev", DisableDefaultText: true, Usage: "device nodes cannot be opened on the mount"},
 			},
 		}),
 		env.clientCommand(command{
