@@ -118,6 +118,7 @@ func (v *live) progress(p replicator.Progress) error {
 	if v.bar == nil {
 		v.bar = progressbar.NewOptions(barSteps,
 			progressbar.OptionSetWriter(v.env.Stdout),
+			progressbar.OptionSetDescription(transferRate(p)),
 			progressbar.OptionSetWidth(max(10, min(40, v.env.Width()-60))),
 			progressbar.OptionSetPredictTime(false),
 			progressbar.OptionSetElapsedTime(false),
@@ -137,7 +138,9 @@ func (v *live) endBar(s replicator.Status) error {
 	bar := v.bar
 	v.bar = nil
 	if s.RecoveryPoint.Epoch > 0 {
-		bar.Describe(transferRate(s.Progress))
+		if p := s.Progress; p.First { // still the one that the bar was for
+			bar.Describe(fmt.Sprintf("%s in %s, %s/s", size(p.Bytes.Total), seconds(p.RunSeconds), size(int64(p.ThroughputOverall))))
+		}
 		if err := bar.Finish(); err != nil {
 			return err
 		}

@@ -87,13 +87,15 @@ func TestAWatchInJSONWritesALineForEachChange(t *testing.T) {
 func TestATerminalShowsABarAndThenALiveLine(t *testing.T) {
 	d := newDesk(t)
 	d.shows = true
-	d.node.statuses = []replicator.Status{transferring(42), transferring(60), caughtUp()}
+	done := caughtUp()
+	done.Progress.First = true
+	d.node.statuses = []replicator.Status{transferring(42), transferring(60), done}
 	d.watchUntil(4)
 	code, out, errs := d.run("relationship status 3f --watch")
 	if code != 0 {
 		t.Fatalf("exit code %d, %s", code, errs)
 	}
-	for _, want := range []string{"42%", "60%", "100%", "1.5 GiB of 3.0 GiB, 80 MiB/s, 3 min 10 s to go",
+	for _, want := range []string{"42%", "60%", "100%", "1.5 GiB of 3.0 GiB, 80 MiB/s, 3 min 10 s to go", "3.0 GiB in 20 s, 75 MiB/s",
 		"\r\033[Kestablished, idle; recovery point 42, 3 s ago; behind 0.0 s, 0 B"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the terminal did not get %q:\n%q", want, out)

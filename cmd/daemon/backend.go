@@ -38,18 +38,27 @@ func (s system) Open(name, path string, create bool) (Volume, error) {
 		return nil, err
 	}
 	v, err := volume.Open(path, volume.Options{Name: name, Create: create, Logger: s.log})
-	switch {
-	case err == nil:
+	if err == nil {
 		return openVolume{v}, nil
+	}
+	if create && !errors.Is(err, volume.ErrBusy) { // there was no state before: what is there now is ours
+		err = errors.Join(err, os.RemoveAll(filepath.Join(path, volume.StateDir)))
+	}
+	return nil, openError(name, path, err)
+}
+
+// openError says in the user's words why a volume cannot be opened.
+func openError(name, path string, err error) error {
+	switch {
 	case errors.Is(err, volume.ErrBusy):
-		return nil, api.Errorf(api.CodeConflict, "the directory %s is protected by another daemon that is running", path)
+		return api.Errorf(api.CodeConflict, "the directory %s is protected by another daemon that is running", path)
 	case errors.Is(err, volume.ErrUnsupported):
-		return nil, api.Errorf(api.CodeInvalid, "the directory %s cannot be protected: %v", path, err)
+		return api.Errorf(api.CodeInvalid, "the directory %s cannot be protected: %v", path, err)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, api.Errorf(api.CodeConflict, "the directory %s or the volume's state in it is missing "+
+		return api.Errorf(api.CodeConflict, "the directory %s or the volume's state in it is missing "+
 			"(is its filesystem mounted?): %v", path, err)
 	}
-	return nil, fmt.Errorf("volume %s cannot be opened: %w", name, err)
+	return fmt.Errorf("volume %s cannot be opened: %w", name, err)
 }
 
 // unprotected refuses to make a volume where one is already, or was: files that changed meanwhile would

@@ -137,8 +137,11 @@ func (n *node) openVolumes(o Options, b Backend) error {
 	if err != nil {
 		return fmt.Errorf("the control socket's folder: %w", err)
 	}
-	socket := filepath.Join(folder, filepath.Base(o.Socket))
-	if n.volumes, err = openRegistry(n.state, b, []string{socket}, n.log); err != nil {
+	own := []claim{
+		{n.state.dir, "this node's state folder"},
+		{filepath.Join(folder, filepath.Base(o.Socket)), "this node's control socket"},
+	}
+	if n.volumes, err = openRegistry(n.state, b, own, n.log); err != nil {
 		return err
 	}
 	n.later(n.volumes.close)

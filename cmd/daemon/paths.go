@@ -129,17 +129,20 @@ func (p place) checkBelow(mounts []mountPoint) error {
 	return nil
 }
 
-// clash says why a volume cannot be at p while what belongs to owner is at other; "" when it can.
-func (p place) clash(other place, owner string) string {
-	for _, mine := range []struct{ word, path string }{{"directory", p.path}, {"mount path", p.mount}} {
-		for _, theirs := range []string{other.path, other.mount} {
+// claim is a path that belongs to somebody; what says to whom, and as what.
+type claim struct{ path, what string }
+
+// clash says why a volume cannot be at p while others have their claims; "" when it can.
+func (p place) clash(claims []claim) string {
+	for _, mine := range []claim{{p.path, "directory"}, {p.mount, "mount path"}} {
+		for _, theirs := range claims {
 			switch {
-			case mine.path == theirs:
-				return fmt.Sprintf("the %s %s belongs to %s already", mine.word, mine.path, owner)
-			case within(mine.path, theirs):
-				return fmt.Sprintf("the %s %s lies inside %s, which belongs to %s", mine.word, mine.path, theirs, owner)
-			case within(theirs, mine.path):
-				return fmt.Sprintf("the %s %s contains %s, which belongs to %s", mine.word, mine.path, theirs, owner)
+			case mine.path == theirs.path:
+				return fmt.Sprintf("the %s %s is %s", mine.what, mine.path, theirs.what)
+			case within(mine.path, theirs.path):
+				return fmt.Sprintf("the %s %s lies inside %s, %s", mine.what, mine.path, theirs.path, theirs.what)
+			case within(theirs.path, mine.path):
+				return fmt.Sprintf("the %s %s contains %s, %s", mine.what, mine.path, theirs.path, theirs.what)
 			}
 		}
 	}

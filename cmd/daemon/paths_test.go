@@ -47,13 +47,13 @@ func TestBadPlacesAreRefusedBeforeAnythingIsTouched(t *testing.T) {
 		{"a path through a file", api.CreateVolume{Name: "v", Path: file + "/x"}, api.CodeInvalid, "not a directory"},
 		{"the root", api.CreateVolume{Name: "v", Path: "/"}, api.CodeInvalid, "cannot be /"},
 		{"the root, hidden", api.CreateVolume{Name: "v", Path: "/tmp/.."}, api.CodeInvalid, "cannot be /"},
-		{"a protected directory", api.CreateVolume{Name: "v", Path: data.Path}, api.CodeConflict, "belongs to volume data already"},
-		{"the same through a link", api.CreateVolume{Name: "v", Path: link}, api.CodeConflict, "belongs to volume data already"},
+		{"a protected directory", api.CreateVolume{Name: "v", Path: data.Path}, api.CodeConflict, "is the mount of volume data"},
+		{"the same through a link", api.CreateVolume{Name: "v", Path: link}, api.CodeConflict, "is the mount of volume data"},
 		{"inside a protected directory", api.CreateVolume{Name: "v", Path: data.Path + "/below"}, api.CodeConflict, "lies inside"},
 		{"around a protected directory", api.CreateVolume{Name: "v", Path: r.dir}, api.CodeConflict, "contains"},
-		{"a mount of ours", api.CreateVolume{Name: "v", Path: apart.Mount}, api.CodeConflict, "belongs to volume apart already"},
-		{"the state folder", api.CreateVolume{Name: "v", Path: r.options.State}, api.CodeConflict, "the node itself"},
-		{"inside the state folder", api.CreateVolume{Name: "v", Path: r.mkdir("state/x")}, api.CodeConflict, "the node itself"},
+		{"a mount of ours", api.CreateVolume{Name: "v", Path: apart.Mount}, api.CodeConflict, "is the mount of volume apart"},
+		{"the state folder", api.CreateVolume{Name: "v", Path: r.options.State}, api.CodeConflict, "this node's state folder"},
+		{"inside the state folder", api.CreateVolume{Name: "v", Path: r.mkdir("state/x")}, api.CodeConflict, "this node's state folder"},
 		{"a kernel filesystem below", api.CreateVolume{Name: "v", Path: "/dev"}, api.CodeConflict, "another filesystem is mounted inside"},
 		{"a missing mount path", api.CreateVolume{Name: "v", Path: free, Mount: free + "/no"}, api.CodeInvalid, "mkdir -p"},
 		{"a file as mount path", api.CreateVolume{Name: "v", Path: free, Mount: file}, api.CodeInvalid, "not a directory"},
@@ -62,7 +62,7 @@ func TestBadPlacesAreRefusedBeforeAnythingIsTouched(t *testing.T) {
 		{"a mount path inside the directory", api.CreateVolume{Name: "v", Path: full, Mount: full + "/something"}, api.CodeConflict, "inside each other"},
 		{"a mount path around the directory", api.CreateVolume{Name: "v", Path: full + "/something", Mount: full}, api.CodeConflict, "inside each other"},
 		{"a mount path inside a volume", api.CreateVolume{Name: "v", Path: free, Mount: data.Path + "/below"}, api.CodeConflict, "lies inside"},
-		{"another's mount path", api.CreateVolume{Name: "v", Path: free, Mount: apart.Mount}, api.CodeConflict, "belongs to volume apart already"},
+		{"another's mount path", api.CreateVolume{Name: "v", Path: free, Mount: apart.Mount}, api.CodeConflict, "is the mount of volume apart"},
 	} {
 		_, err := r.client.CreateVolume(t.Context(), c.want)
 		if err == nil {

@@ -22,7 +22,7 @@ type registry struct {
 	backend  Backend
 	state    *stateFolder
 	log      *slog.Logger
-	reserved []string // the node's own files: no volume may hold them, nor lie in them
+	own      []claim // the node's files: no volume may hold them, nor lie in them
 	mounts   func() ([]mountPoint, error)
 	watchers sync.WaitGroup
 
@@ -31,9 +31,9 @@ type registry struct {
 }
 
 // openRegistry loads the volumes of the state folder and brings up all that can be.
-func openRegistry(state *stateFolder, backend Backend, reserved []string, log *slog.Logger) (*registry, error) {
+func openRegistry(state *stateFolder, backend Backend, own []claim, log *slog.Logger) (*registry, error) {
 	r := &registry{
-		backend: backend, state: state, log: log, reserved: append(reserved, state.dir),
+		backend: backend, state: state, log: log, own: own,
 		mounts: systemMounts, entries: map[string]*entry{},
 	}
 	records, err := state.loadVolumes()
@@ -173,15 +173,14 @@ func (r *registry) fits(name string, at place) error {
 	if r.entries[name] != nil {
 		return api.Errorf(api.CodeConflict, "there is a volume %s already: choose another name", name)
 	}
+	claims := slices.Clone(r.own)
 	for _, e := range r.sorted() {
-		if why := at.clash(place{e.record.Path, e.record.Mount}, "volume "+e.record.Name); why != "" {
-			return api.Errorf(api.CodeConflict, "%s: volumes must lie apart", why)
-		}
+		claims = append(claims,
+			claim{e.record.Mount, "the mount of volume " + e.record.Name},
+			claim{e.record.Path, "the directory that volume " + e.record.Name + " protects"})
 	}
-	for _, own := range r.reserved {
-		if why := at.clash(place{own, own}, "the node itself"); why != "" {
-			return api.Errorf(api.CodeConflict, "%s: a node cannot protect its own files", why)
-		}
+	if why := at.clash(claims); why != "" {
+		return api.Errorf(api.CodeConflict, "%s: name a place apart from that", why)
 	}
 	return nil
 }
