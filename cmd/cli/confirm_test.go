@@ -80,10 +80,13 @@ Trust this fingerprint and begin? [y/N] `
 }
 
 func TestDeleteSaysWhatTheTargetWillHold(t *testing.T) {
+	busy := caughtUp()
+	busy.Job = replicator.JobRunning
 	for _, c := range []struct {
 		s    replicator.Status
 		says string
 	}{
+		{busy, "A transfer is under way: part of what is there will be newer"},
 		{awaiting(replicator.RoleSource), "not authorized yet"},
 		{transferring(42), "no recovery point yet: what is there is incomplete"},
 		{caughtUp(), "beta:copy becomes writable.\nIts recovery point: 2026-11-23 11:59:57 (3 s ago)"},

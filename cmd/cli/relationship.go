@@ -182,7 +182,11 @@ func deletion(s replicator.Status, point string) string {
 	if s.RecoveryPoint.Epoch == 0 {
 		return text + "It has no recovery point yet: what is there is incomplete."
 	}
-	return text + "Its recovery point: " + point
+	text += "Its recovery point: " + point
+	if s.Job == replicator.JobRunning {
+		text += "\nA transfer is under way: part of what is there will be newer than that."
+	}
+	return text
 }
 
 // done answers a command that changes a relationship and has no more to say.
