@@ -40,9 +40,21 @@ func answersAlike(t *testing.T, kind string, operations int, purpose uint64) {
 	}
 }
 
+// notOurs are tests of the suite that say nothing about a mount. The suite's own run leaves the first out
+// on plain directories too: it wants two traditional record locks of one process to conflict, which
+// fcntl(2) says they never do.
+var notOurs = map[string]bool{"FcntlFlockLocksFile": true}
+
 func TestTheMountPassesTheFUSEConformanceSuite(t *testing.T) {
-	v := newVolume(t, alone(t), "data", lab.Ext4, smallDisk, nil)
-	for name, test := range posixtest.All {
-		t.Run(name, func(t *testing.T) { test(t, lab.MakeDir(t, v.Mount, name)) })
+	for kind, without := range map[string]string{
+		lab.Ext4: "XAttrLarge", // ext4 itself has no room for a value of 64 KiB
+		lab.XFS:  "",
+	} {
+		v := newVolume(t, alone(t), "data", kind, smallDisk, nil)
+		for name, test := range posixtest.All {
+			if !notOurs[name] && name != without {
+				t.Run(kind+"/"+name, func(t *testing.T) { test(t, lab.MakeDir(t, v.Mount, name)) })
+			}
+		}
 	}
 }
