@@ -1,11 +1,20 @@
 package replicator
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"tandemfs/replicator/wire"
 )
 
 // Errors of the manager, besides those of io/fs. Wrapped errors say what to do.
@@ -51,4 +60,196 @@ type AuthorizeRequest struct {
 	CreateDir     string `json:"create_dir,omitempty"` // make the target volume, protecting this directory
 	// SourceFingerprint, if set, must be the proposed source's: what the person who authorizes was shown.
 	SourceFingerprint string `json:"source_fingerprint,omitempty"`
+}
+
+// DefaultPort is the TCP port that nodes listen on for their peers.
+const DefaultPort = 3712
+
+// Fingerprint names a certificate's key: "SHA256:" and unpadded base64 of the SHA-256 over its
+// SubjectPublicKeyInfo.
+func Fingerprint(cert *x509.Certificate) string { return wire.Fingerprint(cert) }
+
+// Manager runs the relationships of one node, those whose source it is and those whose target. All methods
+// may be called concurrently; errors wrap those above and fs.ErrNotExist.
+type Manager struct {
+	config      Config
+	fingerprint string
+	log         *slog.Logger
+	store       store
+	ctx         context.Context // ends with Close
+	cancel      context.CancelCauseFunc
+	running     sync.WaitGroup
+	strangers   chan struct{} // a place for each connection that has not said yet what it wants
+
+	mu        sync.Mutex // guards what follows, and what must be decided for all relationships together
+	started   bool
+	closed    bool
+	rels      map[string]*relationship
+	stones    []tombstone
+	origins   map[string]*origin // by the volume's name
+	listeners []net.Listener
+}
+
+// errClosing ends what runs when the manager is closed.
+var errClosing = errors.New("the node is shutting down")
+
+// maxStrangers bounds connections that are not authorized yet.
+const maxStrangers = 64
+
+// NewManager loads the relationships kept in Config.Dir. It starts nothing.
+func NewManager(c Config) (*Manager, error) {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		}
+	}
+	cert, err := x509.ParseCertificate(c.Identity.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("this node's certificate: %w", err)
+	}
+	m := &Manager{config: c, fingerprint: Fingerprint(cert), log: c.Logger, store: store{c.Dir},
+		strangers: make(chan struct{}, maxStrangers), rels: map[string]*relationship{}, origins: map[string]*origin{}}
+	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	records, stones, err := m.store.load()
+	if err != nil {
+		return nil, fmt.Errorf("relationships: %w", err)
+	}
+	for _, rec := range records {
+		m.rels[rec.ID] = newRelationship(m.store, rec)
+	}
+	m.stones = stones
+	return m, nil
+}
+
+// Start makes target volumes read-only again and resumes the enabled relationships. A volume that is not
+// there does not stop the others: its relationship says so and tries again.
+func (m *Manager) Start(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errClosing
+	}
+	m.started = true
+	for _, r := range m.rels {
+		rec := r.snapshot()
+		if rec.Role == RoleTarget && rec.State == StateEstablished {
+			if err := m.protect(r, rec); err != nil {
+				m.log.Error("target volume", "relationship", r.id, "volume", rec.Target.Volume, "error", err)
+				r.fail(JobFailed, err, time.Time{})
+			}
+		}
+		m.startJob(r)
+	}
+	return nil
+}
+
+// protect makes a target volume read-only, and learns its recovery point.
+func (m *Manager) protect(r *relationship, rec record) error {
+	vol, err := m.config.Volumes.Volume(rec.Target.Volume)
+	if err != nil {
+		return err
+	}
+	if err := vol.SetReadOnly(true); err != nil {
+		return err
+	}
+	var memory targetMemory
+	if err := recall(vol.Journal(), targetKey(r.id), &memory); err != nil {
+		return err
+	}
+	r.knowPoint(memory.Epoch, memory.Time)
+	return nil
+}
+
+// Close stops everything and waits for it. Pending transfers keep their seals held, to go on after a start.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	listeners := m.listeners
+	m.listeners = nil
+	m.mu.Unlock()
+	m.cancel(errClosing)
+	var err error
+	for _, ln := range listeners {
+		if e := ln.Close(); !errors.Is(e, net.ErrClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	m.running.Wait()
+	return err
+}
+
+// find gives a relationship by its id.
+func (m *Manager) find(id string) (*relationship, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.rels[id]; r != nil {
+		return r, nil
+	}
+	return nil, fmt.Errorf("relationship %q: %w", id, ErrNotFound)
+}
+
+// List gives all relationships of this node, oldest first.
+func (m *Manager) List() []Status {
+	m.mu.Lock()
+	rels := slices.Collect(maps.Values(m.rels))
+	m.mu.Unlock()
+	list := make([]Status, 0, len(rels))
+	for _, r := range rels {
+		list = append(list, r.status())
+	}
+	slices.SortFunc(list, func(a, b Status) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
+// Status gives one relationship.
+func (m *Manager) Status(id string) (Status, error) {
+	r, err := m.find(id)
+	if err != nil {
+		return Status{}, err
+	}
+	return r.status(), nil
+}
+
+// VolumeInUse gives the ids of the relationships that use the volume: all that have not ended, but
+// proposals that nobody has authorized.
+func (m *Manager) VolumeInUse(name string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []string
+	for id, r := range m.rels {
+		if rec := r.snapshot(); rec.uses(name) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// VolumeReadOnly reports whether the volume is a relationship's target, so that whoever mounts it knows
+// before Start.
+func (m *Manager) VolumeReadOnly(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.rels {
+		if rec := r.snapshot(); rec.Role == RoleTarget && rec.uses(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// uses reports whether the relationship uses the volume of that name on this node.
+func (rec record) uses(name string) bool {
+	switch {
+	case rec.State == StateEnded:
+		return false
+	case rec.Role == RoleSource:
+		return rec.Source.Volume == name
+	}
+	return rec.Target.Volume == name && rec.State == StateEstablished
 }

@@ -1,0 +1,421 @@
+package replicator
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// How far apart the places are that a transfer can go on at after the target's process died.
+const (
+	checkpointBytes = 64 << 20
+	checkpointEvery = 2 * time.Second
+)
+
+// errDivergence says that the stream does not fit what the target has.
+var errDivergence = errors.New("the target does not have what the transfer builds on")
+
+// applier puts one transfer's records into the target volume, in order. What it does can be done again: a
+// record that was applied before the process died, and comes again, changes nothing more. It is used by one
+// goroutine at a time.
+type applier struct {
+	vol    Volume
+	id     string // the relationship's
+	ids    *journal.Map
+	moved  relocations
+	memory targetMemory
+	// fresh says that nothing was applied since the recovery point before this transfer's first record, so
+	// a new directory holds nothing that this transfer did not put there.
+	fresh bool
+	base0 bool
+
+	chain   wire.Chainer
+	cursor  wire.Cursor // what is applied whole; Offset belongs to the item that is open
+	pending uint64      // the chain after the open item
+	open    openItem
+	decoder wire.Decoder
+	record  wire.Record
+	dir     [2]journal.Ident // the directory that was looked up last: there, here
+
+	unsaved   int64 // bytes since the last checkpoint
+	lastSaved time.Time
+	count     *counters
+}
+
+// openItem is the inode that records are about, until the next item.
+type openItem struct {
+	active bool
+	isNew  bool
+	ident  journal.Ident // on the source
+	here   journal.Ident
+	image  journal.Image
+	file   ApplyFile // nil until there is content
+	offset int64     // up to where the content is applied
+}
+
+// newApplier recalls what the volume remembers of the relationship.
+func newApplier(vol Volume, id string, count *counters) (*applier, error) {
+	a := &applier{vol: vol, id: id, count: count}
+	a.ids, a.moved = vol.Journal().Map(id), relocations{vol: vol, id: id}
+	if err := recall(vol.Journal(), targetKey(id), &a.memory); err != nil {
+		return nil, err
+	}
+	if !vol.Journal().Clean() { // a power cut: what was not committed cannot be built on
+		a.memory.Dirty, a.memory.Cursor = true, nil
+	}
+	return a, nil
+}
+
+// position is what the source is told.
+func (a *applier) position() wire.Position {
+	m := &a.memory
+	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor}
+}
+
+// begin prepares for a transfer's records, or refuses them. sourceID is the source volume's.
+func (a *applier) begin(b wire.Begin, sourceID string) error {
+	c, m := b.Cursor, &a.memory
+	if err := a.admit(b, sourceID); err != nil {
+		return err
+	}
+	goesOn := c.Items > 0 || c.Offset > 0
+	a.fresh, a.base0 = !m.Dirty, c.Base == 0
+	a.cursor, a.open, a.dir = c, openItem{}, [2]journal.Ident{}
+	if c.Files, c.Bytes = 0, 0; goesOn {
+		c.Files, c.Bytes = m.Cursor.Files, m.Cursor.Bytes
+	}
+	a.cursor = c
+	a.count.set(a.cursor)
+	m.Dirty = true
+	if err := a.checkpoint(); err != nil {
+		return err
+	}
+	if goesOn {
+		return nil
+	}
+	if err := a.moved.takeBack(m.Epoch); err != nil || c.Base != 0 {
+		return err
+	}
+	return a.startOver(journal.Ident{Ino: b.RootIno, Gen: b.RootGen})
+}
+
+// admit checks that the transfer builds on what the target has (rule A5).
+func (a *applier) admit(b wire.Begin, sourceID string) error {
+	c, m := b.Cursor, &a.memory
+	switch {
+	case m.Epoch != 0 && m.SourceID != sourceID:
+		return fmt.Errorf("%w: the target's recovery point is of volume %s, this is volume %s; delete the relationship and create it anew", errRefused, m.SourceID, sourceID)
+	case c.Base != m.Epoch:
+		return fmt.Errorf("%w: the transfer builds on seal %d, the target's recovery point is %d; delete the relationship and create it anew", errRefused, c.Base, m.Epoch)
+	case c.Epoch <= c.Base:
+		return fmt.Errorf("%w: seal %d is not after %d", errRefused, c.Epoch, c.Base)
+	case c.Items == 0 && c.Offset == 0:
+		if m.Dirty && !c.Over {
+			return fmt.Errorf("%w: the target has part of another transfer", errRefused)
+		}
+		return nil
+	}
+	have := m.Cursor
+	if have == nil || have.Epoch != c.Epoch || have.Over != c.Over || have.Items != c.Items || have.Offset != c.Offset || have.Chain != c.Chain {
+		return fmt.Errorf("%w: the target is not where the transfer would go on", errRefused)
+	}
+	return nil
+}
+
+// startOver makes the volume an empty one that knows only the root: what was there goes aside.
+func (a *applier) startOver(root journal.Ident) error {
+	if err := a.clearRoot(); err != nil {
+		return err
+	}
+	if err := a.ids.Drop(); err != nil {
+		return err
+	}
+	if err := a.ids.Put(root, a.vol.Root()); err != nil {
+		return err
+	}
+	return a.ids.Flush()
+}
+
+// clearRoot moves everything aside; the commit removes it.
+func (a *applier) clearRoot() error {
+	empty, err := a.vol.IsEmpty()
+	if err != nil || empty {
+		return err
+	}
+	entries, err := readDir(a.vol, a.vol.Root())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := a.vol.MoveAside(a.vol.Root(), e.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// records applies one frame.
+func (a *applier) records(frame []byte) error {
+	a.decoder.Reset(frame)
+	for {
+		ok, err := a.decoder.Next(&a.record)
+		if err != nil || !ok {
+			return err
+		}
+		if err := a.one(&a.record); err != nil {
+			return fmt.Errorf("inode %s (%q): %w", a.record.Ident, a.record.Name, err)
+		}
+	}
+}
+
+// one applies one record.
+func (a *applier) one(r *wire.Record) error {
+	switch r.Kind {
+	case wire.KindData, wire.KindHole:
+		return a.content(r)
+	}
+	if err := a.finish(); err != nil {
+		return err
+	}
+	a.pending = a.chain.Next(a.cursor.Chain, r)
+	switch r.Kind {
+	case wire.KindInode:
+		return a.inode(r)
+	case wire.KindAttach:
+		if err := a.attach(r); err != nil {
+			return err
+		}
+	case wire.KindDetach:
+		if err := a.detach(r); err != nil {
+			return err
+		}
+	}
+	return a.itemDone()
+}
+
+// itemDone counts an item that is applied whole.
+func (a *applier) itemDone() error {
+	a.cursor.Items++
+	a.cursor.Chain, a.cursor.Offset = a.pending, 0
+	a.count.set(a.cursor)
+	return a.saveSometimes()
+}
+
+// saveSometimes makes a checkpoint when enough has happened since the last.
+func (a *applier) saveSometimes() error {
+	if a.unsaved < checkpointBytes && time.Since(a.lastSaved) < checkpointEvery {
+		return nil
+	}
+	return a.checkpoint()
+}
+
+// checkpoint makes what was applied so far survive the death of the process, with the cursor that says so.
+func (a *applier) checkpoint() error {
+	if err := a.ids.Flush(); err != nil {
+		return err
+	}
+	c := a.cursor
+	a.memory.Cursor = &c
+	a.unsaved, a.lastSaved = 0, time.Now()
+	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
+}
+
+// here translates a source's identity.
+func (a *applier) here(id journal.Ident) (journal.Ident, error) {
+	t, ok, err := a.ids.Get(id)
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: inode %s of the source is unknown", errDivergence, id)
+	}
+	return t, err
+}
+
+// directory translates a directory's, remembering the last.
+func (a *applier) directory(id journal.Ident) (journal.Ident, error) {
+	if a.dir[0] == id && !id.IsZero() {
+		return a.dir[1], nil
+	}
+	t, err := a.here(id)
+	if err == nil {
+		a.dir = [2]journal.Ident{id, t}
+	}
+	return t, err
+}
+
+// inode opens an item: what is new is made, attributes wait until the content is there.
+func (a *applier) inode(r *wire.Record) error {
+	o := openItem{active: true, isNew: r.Flags&wire.FlagNew != 0, ident: r.Ident, offset: a.cursor.Offset,
+		image: journal.Image{Attr: r.Attr, Xattrs: cloneXattrs(r.Xattrs)}}
+	var err error
+	if o.isNew {
+		o.here, err = a.newInode(r)
+	} else {
+		o.here, err = a.here(r.Ident)
+	}
+	if r.Flags&wire.FlagGoesOn == 0 {
+		o.offset, a.cursor.Offset = 0, 0
+	}
+	a.open = o
+	return err
+}
+
+// cloneXattrs copies what belongs to a frame.
+func cloneXattrs(from []journal.Xattr) []journal.Xattr {
+	if len(from) == 0 {
+		return nil
+	}
+	to := make([]journal.Xattr, len(from))
+	for i, x := range from {
+		to[i] = journal.Xattr{Name: x.Name, Value: bytes.Clone(x.Value)}
+	}
+	return to
+}
+
+// newInode makes an inode, or finds the one that this same transfer made before it was interrupted.
+func (a *applier) newInode(r *wire.Record) (journal.Ident, error) {
+	if !a.fresh && !a.cursor.Over {
+		t, ok, err := a.again(r)
+		if err != nil || ok {
+			return t, err
+		}
+	}
+	if r.Flags&wire.FlagGoesOn != 0 {
+		return journal.Ident{}, fmt.Errorf("%w: what it would go on with is not there", errDivergence)
+	}
+	c := Creation{Mode: r.Attr.Mode, Rdev: r.Attr.Rdev, Symlink: string(r.Symlink)}
+	if r.Flags&wire.FlagPlaced != 0 {
+		dir, err := a.directory(r.Dir)
+		if err != nil {
+			return journal.Ident{}, err
+		}
+		c.Dir, c.Name = dir, string(r.Name)
+		if !a.fresh {
+			if err := a.vol.MoveAside(c.Dir, c.Name); err != nil {
+				return journal.Ident{}, err
+			}
+		}
+	}
+	t, err := a.vol.Create(c)
+	if err != nil {
+		return t, err
+	}
+	return t, a.ids.Put(r.Ident, t)
+}
+
+// again finds an inode that was made before and puts it in the state of a new one.
+func (a *applier) again(r *wire.Record) (journal.Ident, bool, error) {
+	t, ok, err := a.ids.Get(r.Ident)
+	if err != nil || !ok {
+		return t, false, err
+	}
+	if ok, err = a.vol.Exists(t); err != nil || !ok {
+		return t, false, err
+	}
+	if r.Flags&wire.FlagPlaced != 0 {
+		dir, err := a.directory(r.Dir)
+		if err == nil {
+			err = a.vol.Place(t, dir, string(r.Name))
+		}
+		if err != nil {
+			return t, false, err
+		}
+	}
+	if isRegular(r.Attr) && r.Flags&wire.FlagGoesOn == 0 {
+		err = a.truncate(t)
+	}
+	return t, true, err
+}
+
+func (a *applier) truncate(id journal.Ident) error {
+	f, err := a.vol.OpenForApply(id)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(0), f.Close())
+}
+
+// content applies data or a hole to the open item.
+func (a *applier) content(r *wire.Record) error {
+	o := &a.open
+	if !o.active || !isRegular(o.image.Attr) || r.Off < o.offset {
+		return fmt.Errorf("%w: content at %d that belongs to nothing", wire.ErrRecord, r.Off)
+	}
+	if o.file == nil {
+		f, err := a.vol.OpenForApply(o.here)
+		if err != nil {
+			return err
+		}
+		o.file = f
+	}
+	if r.Kind == wire.KindHole {
+		o.offset = r.Off + r.Len
+		return o.file.Punch(journal.Extent{Off: r.Off, End: o.offset})
+	}
+	if _, err := o.file.WriteAt(r.Data, r.Off); err != nil {
+		return err
+	}
+	o.offset = r.Off + int64(len(r.Data))
+	a.unsaved += int64(len(r.Data))
+	a.cursor.Offset = o.offset
+	a.cursor.Bytes += int64(len(r.Data))
+	a.count.set(a.cursor)
+	return a.saveSometimes()
+}
+
+// finish closes the open item: its attributes go on last, since content changes them. A new directory's
+// come with a record of their own, after what is in it.
+func (a *applier) finish() error {
+	o := a.open
+	if !o.active {
+		return nil
+	}
+	a.open = openItem{}
+	if o.file != nil {
+		if err := o.file.Close(); err != nil {
+			return err
+		}
+	}
+	if !o.isNew || !isDir(o.image.Attr) {
+		if err := a.vol.SetImage(o.here, o.image); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w: %w", errDivergence, err)
+			}
+			return fmt.Errorf("inode %s: %w", o.ident, err)
+		}
+	}
+	if o.isNew || !isDir(o.image.Attr) {
+		a.cursor.Files++
+	}
+	return a.itemDone()
+}
+
+// attach gives an inode a name.
+func (a *applier) attach(r *wire.Record) error {
+	id, err := a.here(r.Ident)
+	if err != nil {
+		return err
+	}
+	dir, err := a.directory(r.Dir)
+	if err != nil {
+		return err
+	}
+	if r.Flags&wire.FlagRelocated != 0 {
+		if err := a.moved.note(a.cursor.Epoch, id, dir); err != nil {
+			return err
+		}
+	}
+	return a.vol.Place(id, dir, string(r.Name))
+}
+
+// detach takes a name away. A directory that the target does not have has no names to take.
+func (a *applier) detach(r *wire.Record) error {
+	dir, ok, err := a.ids.Get(r.Dir)
+	if err != nil || !ok {
+		return err
+	}
+	return a.vol.MoveAside(dir, string(r.Name))
+}

@@ -1,0 +1,29 @@
+package replicator
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// The pauses between two tries: they double from the shortest to the longest.
+const (
+	shortestPause = 100 * time.Millisecond
+	longestPause  = 30 * time.Second
+)
+
+// backoff grows the pauses between failures. The zero value starts with the shortest.
+type backoff struct{ failures int }
+
+// next gives the pause after one more failure. Up to half of it is taken away at random, so that many
+// nodes that lost the same peer do not come back all at once.
+func (b *backoff) next() time.Duration {
+	pause := longestPause
+	if b.failures < 20 {
+		pause = min(longestPause, shortestPause<<b.failures)
+	}
+	b.failures++
+	return pause - rand.N(pause/2)
+}
+
+// reset is for after a success.
+func (b *backoff) reset() { b.failures = 0 }

@@ -1,0 +1,96 @@
+package replicator
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// counters are what the session shows of an applier while it works.
+type counters struct{ items, files, bytes atomic.Int64 }
+
+func (c *counters) set(at wire.Cursor) {
+	c.items.Store(at.Items)
+	c.files.Store(at.Files)
+	c.bytes.Store(at.Bytes)
+}
+
+// suspend stops in the middle: the connection is gone. The transfer can go on right behind the last
+// record that was applied.
+func (a *applier) suspend() error {
+	if !a.memory.Dirty || a.memory.Cursor == nil {
+		return nil
+	}
+	if f := a.open.file; f != nil {
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	a.open = openItem{}
+	return a.checkpoint()
+}
+
+// giveUp makes the next transfer start over instead of going on at a place that cannot be right.
+func (a *applier) giveUp() error {
+	if f := a.open.file; f != nil {
+		_ = f.Close() // the error that is given up for says more
+	}
+	a.open = openItem{}
+	if !a.memory.Dirty {
+		return nil
+	}
+	a.memory.Cursor = nil
+	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
+}
+
+// commit makes the transfer the target's recovery point (rule A3): it arrived whole, it is the one that
+// was begun, and it is durable before anybody is told. digest is what was received.
+func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wire.Committed, error) {
+	if err := a.finish(); err != nil {
+		return wire.Committed{}, err
+	}
+	if e.Digest != digest || e.Items != a.cursor.Items || e.Chain != a.cursor.Chain {
+		return wire.Committed{}, fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
+	}
+	if err := a.checkpoint(); err != nil { // from here on no record comes again
+		return wire.Committed{}, err
+	}
+	if err := a.vol.DropAside(a.forget); err != nil {
+		return wire.Committed{}, err
+	}
+	if err := a.ids.Flush(); err != nil {
+		return wire.Committed{}, err
+	}
+	own, err := a.vol.Commit()
+	if err != nil {
+		return wire.Committed{}, err
+	}
+	a.memory = targetMemory{SourceID: sourceID, Epoch: b.Cursor.Epoch, Time: b.Time, Own: own}
+	if err := a.publish(); err != nil {
+		return wire.Committed{}, err
+	}
+	return wire.Committed{Epoch: b.Cursor.Epoch, Files: a.cursor.Files, Bytes: a.cursor.Bytes}, nil
+}
+
+// publish makes the new recovery point durable.
+func (a *applier) publish() error {
+	j := a.vol.Journal()
+	if err := remember(j, targetKey(a.id), &a.memory); err != nil {
+		return err
+	}
+	if err := a.moved.forget(); err != nil {
+		return err
+	}
+	return j.Sync()
+}
+
+// forget ends the pair of an inode that is gone.
+func (a *applier) forget(gone journal.Ident) error {
+	from, ok, err := a.ids.Reverse(gone)
+	if err != nil || !ok {
+		return err
+	}
+	return a.ids.Delete(from)
+}

@@ -1,0 +1,96 @@
+package replicator
+
+import (
+	"errors"
+	"io/fs"
+	"time"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// reachPeer is how long an end that is told to delete tries to tell the other.
+const reachPeer = 5 * time.Second
+
+// tombstone finds what is remembered of an ended relationship with that peer. It is for holders of mu.
+func (m *Manager) tombstone(id, fingerprint string) *tombstone {
+	for i := range m.stones {
+		if t := &m.stones[i]; t.ID == id && t.Fingerprint == fingerprint {
+			return t
+		}
+	}
+	return nil
+}
+
+// bury remembers why a relationship was ended here.
+func (m *Manager) bury(t tombstone) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	stones := append(m.stones[max(0, len(m.stones)-maxTombstones+1):len(m.stones):len(m.stones)], t)
+	if err := m.store.saveTombstones(stones); err != nil {
+		return err
+	}
+	m.stones = stones
+	return nil
+}
+
+// endTarget ends a relationship on its target. tell says that the source does not know yet: then it is
+// told over the connection that there may be, and whenever it comes back. The order makes a crash in
+// between harmless: until the file is gone the volume stays a target, and the end can be asked for again.
+func (m *Manager) endTarget(r *relationship, reason string, tell bool) error {
+	rec := r.snapshot()
+	if tell {
+		if err := m.bury(tombstone{rec.ID, rec.Source.Fingerprint, reason}); err != nil {
+			return err
+		}
+	}
+	r.endSession(reason, tell)
+	if rec.TargetID != "" { // it was authorized
+		if err := m.unclaim(rec); err != nil {
+			return err
+		}
+	}
+	return m.forgetRelationship(r, reason)
+}
+
+// endSession ends the target's session, and makes sure that there is no other.
+func (r *relationship) endSession(reason string, tell bool) {
+	r.mu.Lock()
+	s := r.target.session
+	r.removed = true
+	r.rec.State, r.rec.EndReason = StateEnded, reason
+	r.announce()
+	r.mu.Unlock()
+	if s == nil {
+		return
+	}
+	if tell {
+		stuck := time.AfterFunc(lastWord, func() { s.cancel(errEnded) })
+		_ = s.conn.Send(wire.TypeBye, wire.Bye{ID: r.id, Ended: true, Reason: reason}) // else it learns when it comes back
+		stuck.Stop()
+	}
+	s.cancel(errEnded)
+	<-s.done
+}
+
+// unclaim makes a target volume an ordinary one: what a transfer has left aside is dropped, and the
+// mount accepts writes. A volume that is not there has nothing to undo.
+func (m *Manager) unclaim(rec record) error {
+	vol, err := m.config.Volumes.Volume(rec.Target.Volume)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if vol.ID() != rec.TargetID {
+		return nil
+	}
+	if err := vol.DropAside(func(journal.Ident) error { return nil }); err != nil {
+		return err
+	}
+	j := vol.Journal()
+	moved := relocations{vol: vol, id: rec.ID}
+	err = errors.Join(j.Map(rec.ID).Drop(), j.SetState(targetKey(rec.ID), nil), moved.forget())
+	return errors.Join(err, vol.SetReadOnly(false))
+}

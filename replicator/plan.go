@@ -1,0 +1,363 @@
+package replicator
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// plan says what has to be sent for one transfer: the state at a seal of everything that was touched
+// since the base. It reads names and attributes, never content.
+//
+// The order, in which a tree of any shape becomes another without an intermediate state that a filesystem
+// would refuse:
+//
+//  1. the inodes that are not new: attributes and what changed of the content;
+//  2. what is new, whole subtrees of it, aside: a new inode is made where nobody sees it, everything inside
+//     a new directory in its place there;
+//  3. the names in old directories: first those that stand for nothing any more or whose directory moves
+//     away, then those that stand for something; then old directories that moved into new ones. A directory
+//     is in no other place when it is given one, and every name that is given is one of the final tree, so
+//     no cycle can come about in between;
+//  4. the attributes of old directories, whose times the names have changed.
+type plan struct {
+	view    View
+	changes *journal.Changes // nil: all is new, the root is a new directory that is there already
+	root    journal.Ident
+	// over says that the target holds something of a transfer that will not be gone on with. Then a name
+	// that is as it was at the base is sent too, since it may have been changed in between.
+	over bool
+
+	yield     func(*step) error
+	linked    map[journal.Ident]struct{} // new inodes with several names that were yielded
+	relocated bool                       // an old directory was met in a new one
+	dirs      bool                       // an old directory has attributes that were touched
+}
+
+// step is one item of the stream, and which content goes with it.
+type step struct {
+	wire.Record
+	whole   bool             // all of a new file's content
+	extents []journal.Extent // of an old file's content
+}
+
+// errView says that a view contradicts itself: it was given up, and a new one is needed.
+var errView = errors.New("the view of the volume is no longer whole")
+
+// steps yields all items, the same ones in the same order whenever it is called for the same view, base and
+// over. The step is only valid during the call.
+func (p *plan) steps(yield func(*step) error) error {
+	p.yield, p.linked, p.relocated, p.dirs = yield, map[journal.Ident]struct{}{}, false, false
+	if p.changes == nil {
+		return p.newDirectory(p.root)
+	}
+	for _, phase := range []func() error{p.oldInodes, p.newInodes, p.detach, p.attach, p.relocate, p.namedDirectories, p.touchedDirectories} {
+		if err := phase(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stat tells a vanished inode from an error.
+func (p *plan) stat(id journal.Ident) (attr journal.Attr, ok bool, err error) {
+	attr, err = p.view.Stat(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return attr, false, nil
+	}
+	if err != nil {
+		return attr, false, fmt.Errorf("inode %s: %w", id, err)
+	}
+	return attr, true, nil
+}
+
+// created reports whether the inode is new since the base.
+func (p *plan) created(id journal.Ident) (bool, error) {
+	if p.changes == nil {
+		return true, nil
+	}
+	c, ok, err := p.changes.Inode(id)
+	return ok && c.What&journal.Created != 0, err
+}
+
+// oldInodes yields the touched inodes that are not new, but directories.
+func (p *plan) oldInodes() error {
+	return p.changes.Inodes(func(c journal.InodeChange) error {
+		if c.What&journal.Created != 0 {
+			return nil
+		}
+		attr, ok, err := p.stat(c.Ident)
+		if err != nil || !ok || attr.Nlink == 0 {
+			return err
+		}
+		if isDir(attr) {
+			p.dirs = true
+			return nil
+		}
+		s := step{Record: wire.Record{Kind: wire.KindInode, Ident: c.Ident, Attr: attr}}
+		if isRegular(attr) {
+			s.extents = c.Extents
+		}
+		return p.yield(&s)
+	})
+}
+
+// newInodes yields what is new below old directories.
+func (p *plan) newInodes() error {
+	return p.newRoots(func(n oldName) error {
+		return p.newInode(n.Now, journal.Ident{}, "")
+	})
+}
+
+// newRoots finds the new inodes that have a name in an old directory.
+func (p *plan) newRoots(found func(oldName) error) error {
+	return p.oldNames(func(n oldName) error {
+		if n.Now.IsZero() {
+			return nil
+		}
+		created, err := p.created(n.Now)
+		if err != nil || !created {
+			return err
+		}
+		return found(n)
+	})
+}
+
+// newInode yields a new inode, with a zero dir aside, and what is below it.
+func (p *plan) newInode(id, dir journal.Ident, name string) error {
+	attr, ok, err := p.stat(id)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%w: it names inode %s (%q) and does not have it", errView, id, name)
+	}
+	rec := wire.Record{Kind: wire.KindInode, Flags: wire.FlagNew, Ident: id, Attr: attr}
+	if !dir.IsZero() {
+		rec.Flags |= wire.FlagPlaced
+		rec.Dir, rec.Name = dir, []byte(name)
+	}
+	if isDir(attr) {
+		if err := p.yield(&step{Record: rec}); err != nil {
+			return err
+		}
+		return p.newDirectory(id)
+	}
+	if attr.Nlink > 1 {
+		if _, again := p.linked[id]; again {
+			return p.again(id, dir, name)
+		}
+		p.linked[id] = struct{}{}
+	}
+	return p.yield(&step{Record: rec, whole: isRegular(attr)})
+}
+
+// again yields one more name of what was yielded; those in old directories come with all others.
+func (p *plan) again(id, dir journal.Ident, name string) error {
+	if dir.IsZero() {
+		return nil
+	}
+	return p.yield(&step{Record: wire.Record{Kind: wire.KindAttach, Dir: dir, Name: []byte(name), Ident: id}})
+}
+
+// newDirectory yields what is in a new directory, then its attributes: they have changed meanwhile.
+func (p *plan) newDirectory(dir journal.Ident) error {
+	entries, err := p.view.ReadDir(dir)
+	if err != nil {
+		return p.readDirError(dir, err)
+	}
+	for _, e := range entries {
+		if err := p.inNewDirectory(dir, e); err != nil {
+			return err
+		}
+	}
+	return p.directory(dir)
+}
+
+// inNewDirectory yields one name of a new directory. An old directory has to leave its old place first.
+func (p *plan) inNewDirectory(dir journal.Ident, e DirEntry) error {
+	created, err := p.created(e.Ident)
+	if err != nil {
+		return err
+	}
+	if created {
+		return p.newInode(e.Ident, dir, e.Name)
+	}
+	attr, ok, err := p.stat(e.Ident)
+	if err != nil {
+		return err
+	}
+	if ok && isDir(attr) {
+		p.relocated = true
+		return nil
+	}
+	return p.again(e.Ident, dir, e.Name)
+}
+
+func (p *plan) readDirError(dir journal.Ident, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it has directory %s without its names", errView, dir)
+	}
+	return fmt.Errorf("directory %s: %w", dir, err)
+}
+
+// directory yields the attributes of a directory, if it still is one.
+func (p *plan) directory(dir journal.Ident) error {
+	attr, ok, err := p.stat(dir)
+	if err != nil || !ok || !isDir(attr) {
+		return err
+	}
+	return p.yield(&step{Record: wire.Record{Kind: wire.KindInode, Ident: dir, Attr: attr}})
+}
+
+// oldName is a touched name of a directory that is not new.
+type oldName struct {
+	journal.NameChange
+	Now    journal.Ident // zero: nothing
+	Exists bool          // the directory does
+}
+
+// oldNames finds the touched names of old directories, those of directories that are gone among them.
+func (p *plan) oldNames(found func(oldName) error) error {
+	var dir journal.Ident
+	var created, exists bool
+	return p.changes.Names(func(c journal.NameChange) (err error) {
+		if c.Dir != dir {
+			if created, err = p.created(c.Dir); err != nil {
+				return err
+			}
+			if _, exists, err = p.stat(c.Dir); err != nil {
+				return err
+			}
+			dir = c.Dir
+		}
+		if created {
+			return nil
+		}
+		n := oldName{NameChange: c, Exists: exists}
+		if exists {
+			if n.Now, err = p.view.Lookup(c.Dir, c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%q in directory %s: %w", c.Name, c.Dir, err)
+			}
+		}
+		return found(n)
+	})
+}
+
+// detach yields the names that have to be taken away before any is given.
+func (p *plan) detach() error {
+	return p.oldNames(func(n oldName) error {
+		needed, err := p.mustDetach(n)
+		if err != nil || !needed {
+			return err
+		}
+		return p.yield(&step{Record: wire.Record{Kind: wire.KindDetach, Dir: n.Dir, Name: []byte(n.Name)}})
+	})
+}
+
+// mustDetach: a name that stands for nothing any more, unless its directory goes with it; and whatever name
+// a directory had that has another now. Giving a name to something else replaces what stood there.
+func (p *plan) mustDetach(n oldName) (bool, error) {
+	switch {
+	case p.over:
+		return true, nil
+	case n.Was.IsZero() || n.Was == n.Now:
+		return false, nil
+	case n.Exists && n.Now.IsZero():
+		return true, nil
+	}
+	attr, ok, err := p.stat(n.Was)
+	return ok && isDir(attr), err
+}
+
+// attach yields the names that stand for something.
+func (p *plan) attach() error {
+	return p.oldNames(func(n oldName) error {
+		if n.Now.IsZero() || n.Now == n.Was && !p.over {
+			return nil
+		}
+		return p.yield(&step{Record: wire.Record{Kind: wire.KindAttach, Dir: n.Dir, Name: []byte(n.Name), Ident: n.Now}})
+	})
+}
+
+// relocate yields the names that old directories have in new ones. It reads the new directories again, so
+// that nothing needs to be remembered of them: it is rare, and they may be many.
+func (p *plan) relocate() error {
+	if !p.relocated {
+		return nil
+	}
+	return p.newRoots(func(n oldName) error { return p.relocateBelow(n.Now) })
+}
+
+func (p *plan) relocateBelow(dir journal.Ident) error {
+	attr, ok, err := p.stat(dir)
+	if err != nil || !ok || !isDir(attr) {
+		return err
+	}
+	entries, err := p.view.ReadDir(dir)
+	if err != nil {
+		return p.readDirError(dir, err)
+	}
+	any := false
+	for _, e := range entries {
+		created, err := p.created(e.Ident)
+		if err != nil {
+			return err
+		}
+		if created {
+			err = p.relocateBelow(e.Ident)
+		} else {
+			var moved bool
+			moved, err = p.relocateOne(dir, e)
+			any = any || moved
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !any {
+		return nil
+	}
+	return p.directory(dir)
+}
+
+func (p *plan) relocateOne(dir journal.Ident, e DirEntry) (bool, error) {
+	attr, ok, err := p.stat(e.Ident)
+	if err != nil || !ok || !isDir(attr) {
+		return false, err
+	}
+	return true, p.yield(&step{Record: wire.Record{
+		Kind: wire.KindAttach, Flags: wire.FlagRelocated, Dir: dir, Name: []byte(e.Name), Ident: e.Ident,
+	}})
+}
+
+// namedDirectories yields the old directories whose names were touched, but those that touchedDirectories yields.
+func (p *plan) namedDirectories() error {
+	var last journal.Ident
+	return p.oldNames(func(n oldName) error {
+		if n.Dir == last || !n.Exists {
+			return nil
+		}
+		last = n.Dir
+		if c, ok, err := p.changes.Inode(n.Dir); err != nil || ok && c.What&journal.Meta != 0 {
+			return err
+		}
+		return p.directory(n.Dir)
+	})
+}
+
+// touchedDirectories yields the old directories whose attributes were touched.
+func (p *plan) touchedDirectories() error {
+	if !p.dirs {
+		return nil
+	}
+	return p.changes.Inodes(func(c journal.InodeChange) error {
+		if c.What&journal.Created != 0 || c.What&journal.Meta == 0 {
+			return nil
+		}
+		return p.directory(c.Ident)
+	})
+}

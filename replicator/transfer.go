@@ -1,0 +1,111 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// transfer runs one cycle: seal, plan, send, and wait until the target has committed.
+func (s *sourceSession) transfer(ctx context.Context) error {
+	base := journal.Epoch(s.pos.Epoch)
+	s.r.mu.Lock()
+	pending := s.r.source.memory.Pending != nil
+	s.r.mu.Unlock()
+	if !pending {
+		if err := s.origin.pend(s.r, base); err != nil {
+			return failure{err}
+		}
+	}
+	s.r.mu.Lock()
+	view, p := s.r.source.view, *s.r.source.memory.Pending
+	s.r.mu.Unlock()
+	s.r.setJob(JobRunning)
+	committed, err := s.stream(ctx, view, p)
+	if errors.Is(err, errView) || errors.Is(err, errCursor) || errors.Is(err, journal.ErrGone) {
+		err = errors.Join(err, s.origin.drop(s.r)) // the next one has a seal of its own
+	}
+	if err != nil {
+		return err
+	}
+	return s.confirm(p, committed)
+}
+
+// stream sends one transfer and waits for the commit.
+func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer) (wire.Committed, error) {
+	var none wire.Committed
+	from := s.from(p)
+	pl := &plan{view: view, root: s.origin.vol.Root(), over: from.Over}
+	if p.Base != 0 {
+		var err error
+		if pl.changes, err = s.origin.vol.Journal().Changes(p.Base, p.Epoch); err != nil {
+			return none, failure{err}
+		}
+	}
+	if err := s.begin(from, p, s.expected(pl, from)); err != nil {
+		return none, err
+	}
+	send := &sender{ctx: ctx, view: view, out: s.packer, from: from}
+	s.packer.begin(s.conn)
+	err := send.send(pl)
+	digest, sent := s.packer.end(ctx, err == nil)
+	if err != nil && ctx.Err() == nil && sent == nil {
+		return none, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
+	}
+	if err = errors.Join(err, sent); err != nil {
+		return none, err
+	}
+	if err := s.conn.Send(wire.TypeEnd, wire.End{Items: send.cursor.Items, Chain: send.cursor.Chain, Digest: digest}); err != nil {
+		return none, err
+	}
+	return answer[wire.Committed](ctx, s)
+}
+
+// from is where the transfer starts: where the target has come to, if that is of this very transfer.
+func (s *sourceSession) from(p pendingTransfer) wire.Cursor {
+	c := s.pos.Cursor
+	if c != nil && c.Base == uint64(p.Base) && c.Epoch == uint64(p.Epoch) && (c.Items > 0 || c.Offset > 0) {
+		return *c
+	}
+	return wire.Cursor{Base: uint64(p.Base), Epoch: uint64(p.Epoch), Over: s.pos.Dirty}
+}
+
+// expected estimates the whole transfer.
+func (s *sourceSession) expected(p *plan, from wire.Cursor) work {
+	var total work
+	if p.changes == nil {
+		total.files, total.bytes = s.origin.vol.Usage()
+	} else {
+		total.files, _, total.bytes = p.changes.Totals()
+	}
+	return total.atLeast(work{from.Files, from.Bytes})
+}
+
+// begin announces the transfer.
+func (s *sourceSession) begin(from wire.Cursor, p pendingTransfer, total work) error {
+	goesOn := from.Items > 0 || from.Offset > 0
+	s.r.meter.start(time.Now(), p.Base == 0, goesOn, work{from.Files, from.Bytes}, total, s.r.wire.Load())
+	root := s.origin.vol.Root()
+	return s.conn.Queue(wire.TypeBegin, wire.Begin{
+		Cursor: from, Time: p.Time, RootIno: root.Ino, RootGen: root.Gen, Files: total.files, Bytes: total.bytes,
+	})
+}
+
+// confirm notes the commit: the target holds the seal, durably.
+func (s *sourceSession) confirm(p pendingTransfer, c wire.Committed) error {
+	if c.Epoch != uint64(p.Epoch) {
+		return fmt.Errorf("%w: the target has committed seal %d, not %d", wire.ErrFrame, c.Epoch, p.Epoch)
+	}
+	s.r.meter.finish(time.Now(), true, work{c.Files, c.Bytes}, s.r.wire.Load())
+	if err := s.origin.confirm(s.r); err != nil {
+		return failure{err}
+	}
+	s.r.committed(c.Epoch, p.Time)
+	s.pause.reset()
+	s.pos = wire.Position{VolumeID: s.pos.VolumeID, SourceID: s.origin.vol.ID(), Epoch: c.Epoch, Time: p.Time}
+	return nil
+}

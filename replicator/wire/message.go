@@ -1,0 +1,148 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Messages are JSON, so that a later version can add fields: what a reader does not know it ignores.
+// maxMessage bounds one, in bytes.
+const maxMessage = 32 << 10
+
+// Propose asks for a relationship; the target answers with a Decision, and with another when a person has
+// decided.
+type Propose struct {
+	ID           string `json:"id"`
+	VolumeID     string `json:"volume_id"` // the source volume's
+	Volume       string `json:"volume"`
+	Path         string `json:"path"`
+	TargetVolume string `json:"target_volume"`
+	Disabled     bool   `json:"disabled,omitempty"`
+}
+
+// Verdict is what a target says of a relationship.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictAwaiting    Verdict = "awaiting-authorization"
+	VerdictEstablished Verdict = "established"
+	VerdictEnded       Verdict = "ended"    // for good; Reason says why
+	VerdictConflict    Verdict = "conflict" // as things stand; Reason says why
+)
+
+// Decision answers Propose and, where there is nothing to attach to, Attach.
+type Decision struct {
+	Verdict Verdict `json:"verdict"`
+	Reason  string  `json:"reason,omitempty"`
+}
+
+// Attach goes on with an established relationship; the target answers with its Position.
+type Attach struct {
+	ID       string `json:"id"`
+	VolumeID string `json:"volume_id"`
+	Volume   string `json:"volume"`
+	Path     string `json:"path"`
+}
+
+// Position says what the target has.
+type Position struct {
+	VolumeID string `json:"volume_id"` // the target volume's own
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"read_only"`
+	// Epoch is the recovery point, of the volume SourceID; 0 before the first.
+	SourceID string    `json:"source_id,omitempty"`
+	Epoch    uint64    `json:"epoch"`
+	Time     time.Time `json:"time,omitzero"`
+	// Dirty says that a transfer was begun and not committed; Cursor, that it can go on.
+	Dirty  bool    `json:"dirty,omitempty"`
+	Cursor *Cursor `json:"cursor,omitempty"`
+}
+
+// Cursor is a place in the stream of one transfer: so many whole items (every record but data and hole
+// is one), and how far the content of the next one has come.
+type Cursor struct {
+	Base   uint64 `json:"base"`
+	Epoch  uint64 `json:"epoch"`
+	Over   bool   `json:"over,omitempty"`
+	Items  int64  `json:"items"`
+	Offset int64  `json:"offset,omitempty"`
+	// Chain identifies the items before the cursor: see ChainItem.
+	Chain uint64 `json:"chain"`
+	// Files and Bytes are what has been transferred so far, for the progress.
+	Files int64 `json:"files,omitempty"`
+	Bytes int64 `json:"bytes,omitempty"`
+}
+
+// Begin starts a transfer, at the given cursor, from the seal Base, which the target must hold, to the seal Epoch.
+type Begin struct {
+	Cursor Cursor    `json:"cursor"` // Items 0 but when it goes on
+	Time   time.Time `json:"time"`   // of the seal
+	// RootIno and RootGen are the root directory's identity on the source.
+	RootIno uint64 `json:"root_ino"`
+	RootGen uint64 `json:"root_gen"`
+	// Files and Bytes are the estimated totals.
+	Files int64 `json:"files"`
+	Bytes int64 `json:"bytes"`
+}
+
+// End ends a transfer's records. Digest is the SHA-256 over the content of all records frames since Begin, in hex.
+type End struct {
+	Items  int64  `json:"items"`
+	Chain  uint64 `json:"chain"`
+	Digest string `json:"digest"`
+}
+
+// Committed says that the target holds the seal, durably.
+type Committed struct {
+	Epoch uint64 `json:"epoch"`
+	Files int64  `json:"files"`
+	Bytes int64  `json:"bytes"`
+}
+
+// Class says what kind of error ended a transfer.
+type Class string
+
+// The classes of errors.
+const (
+	ClassNoSpace    Class = "no-space"
+	ClassIO         Class = "io"
+	ClassDivergence Class = "divergence" // the stream does not fit what the target has
+	ClassRefused    Class = "refused"    // the target will not do that as things stand
+	ClassInternal   Class = "internal"
+)
+
+// Failed says that the sender of it cannot go on with the transfer.
+type Failed struct {
+	Class Class  `json:"class"`
+	Text  string `json:"text"`
+}
+
+// Progress is sent about once a second while connected: by the source how far behind the target is, by the
+// target how much it has applied.
+type Progress struct {
+	BehindSeconds float64 `json:"behind_seconds,omitempty"`
+	BehindBytes   int64   `json:"behind_bytes,omitempty"`
+	Items         int64   `json:"items,omitempty"`
+	Files         int64   `json:"files,omitempty"`
+	Bytes         int64   `json:"bytes,omitempty"`
+}
+
+// Bye ends something: the connection, because the source was disabled, or the relationship.
+type Bye struct {
+	ID     string `json:"id"`
+	Ended  bool   `json:"ended"` // the relationship, for good
+	Reason string `json:"reason,omitempty"`
+}
+
+// Parse decodes a message's content into to, a pointer to the struct that its type names.
+func Parse(content []byte, to any) error {
+	if len(content) > maxMessage {
+		return fmt.Errorf("%w: a message of %d bytes", ErrFrame, len(content))
+	}
+	if err := json.Unmarshal(content, to); err != nil {
+		return fmt.Errorf("%w: %w", ErrFrame, err)
+	}
+	return nil
+}
