@@ -44,7 +44,8 @@ var openKinds = []kind{
 			return "", unix.Close(fd)
 		}},
 	{name: "truncate-path", weight: 6,
-		draw: func(g *Generator, op *Op) { op.Path, op.Off = g.any(), g.offset() },
+		// Not to nothing: behind FUSE that looks like an open with O_TRUNC, which moves an empty file's times.
+		draw: func(g *Generator, op *Op) { op.Path, op.Off = g.any(), 1+g.offset() },
 		run:  func(_ *Side, op *Op) (string, error) { return "", unix.Truncate(op.Path, op.Off) }},
 	{name: "stat", weight: 4, // what is seen is looked up after every operation anyway; this one asks as a user
 		draw: func(g *Generator, op *Op) { op.Path = g.any() },
@@ -67,6 +68,9 @@ func (g *Generator) openFlags() int {
 		if g.rng.IntN(extra.seldom) == 0 {
 			flags |= extra.flag
 		}
+	}
+	if flags&unix.O_DIRECT != 0 {
+		flags &^= unix.O_APPEND // a file's end is seldom where a block ends
 	}
 	return flags
 }

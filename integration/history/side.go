@@ -15,11 +15,29 @@ type Side struct {
 	dir     string
 	workers []*worker // one for each of Users
 	slots   [slots]int
+	// vague are the files in which space was allocated without being written. Whether such space counts as
+	// data or as a hole depends on what happens to be in the page cache, so nobody can be held to an answer.
+	vague map[birth]bool
+}
+
+// A birth tells an inode from all others of its filesystem, past ones too.
+type birth struct {
+	ino  uint64
+	time unix.StatxTimestamp
+}
+
+// born gives the birth of the file that is open in a slot; the zero birth if there is none.
+func (s *Side) born(slot int) birth {
+	var st unix.Statx_t
+	if unix.Statx(s.slots[slot], "", unix.AT_EMPTY_PATH, unix.STATX_BTIME|unix.STATX_INO, &st) != nil {
+		return birth{}
+	}
+	return birth{st.Ino, st.Btime}
 }
 
 // Open makes a directory ready to be played on. Close it before its filesystem is unmounted.
 func Open(dir string) (*Side, error) {
-	s := &Side{dir: dir}
+	s := &Side{dir: dir, vague: make(map[birth]bool)}
 	for i := range s.slots {
 		s.slots[i] = -1
 	}
