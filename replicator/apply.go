@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 	"time"
 
 	"tandemfs/journal"
@@ -27,12 +28,10 @@ type applier struct {
 	vol    Volume
 	id     string // the relationship's
 	ids    *journal.Map
-	moved  relocations
 	memory targetMemory
 	// fresh says that nothing was applied since the recovery point before this transfer's first record, so
 	// a new directory holds nothing that this transfer did not put there.
 	fresh bool
-	base0 bool
 
 	chain   wire.Chainer
 	cursor  wire.Cursor // what is applied whole; Offset belongs to the item that is open
@@ -61,7 +60,7 @@ type openItem struct {
 // newApplier recalls what the volume remembers of the relationship.
 func newApplier(vol Volume, id string, count *counters) (*applier, error) {
 	a := &applier{vol: vol, id: id, count: count}
-	a.ids, a.moved = vol.Journal().Map(id), relocations{vol: vol, id: id}
+	a.ids = vol.Journal().Map(id)
 	if err := recall(vol.Journal(), targetKey(id), &a.memory); err != nil {
 		return nil, err
 	}
@@ -84,8 +83,8 @@ func (a *applier) begin(b wire.Begin, sourceID string) error {
 		return err
 	}
 	goesOn := c.Items > 0 || c.Offset > 0
-	a.fresh, a.base0 = !m.Dirty, c.Base == 0
-	a.cursor, a.open, a.dir = c, openItem{}, [2]journal.Ident{}
+	a.fresh = !m.Dirty
+	a.open, a.dir = openItem{}, [2]journal.Ident{}
 	if c.Files, c.Bytes = 0, 0; goesOn {
 		c.Files, c.Bytes = m.Cursor.Files, m.Cursor.Bytes
 	}
@@ -95,11 +94,8 @@ func (a *applier) begin(b wire.Begin, sourceID string) error {
 	if err := a.checkpoint(); err != nil {
 		return err
 	}
-	if goesOn {
+	if goesOn || c.Base != 0 {
 		return nil
-	}
-	if err := a.moved.takeBack(m.Epoch); err != nil || c.Base != 0 {
-		return err
 	}
 	return a.startOver(journal.Ident{Ino: b.RootIno, Gen: b.RootGen})
 }
@@ -147,8 +143,12 @@ func (a *applier) clearRoot() error {
 	if err != nil || empty {
 		return err
 	}
-	entries, err := readDir(a.vol, a.vol.Root())
+	view, err := a.vol.Seal()
 	if err != nil {
+		return err
+	}
+	entries, err := view.ReadDir(a.vol.Root())
+	if err = errors.Join(err, view.Close()); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -381,7 +381,7 @@ func (a *applier) finish() error {
 	}
 	if !o.isNew || !isDir(o.image.Attr) {
 		if err := a.vol.SetImage(o.here, o.image); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
 				err = fmt.Errorf("%w: %w", errDivergence, err)
 			}
 			return fmt.Errorf("inode %s: %w", o.ident, err)
@@ -402,11 +402,6 @@ func (a *applier) attach(r *wire.Record) error {
 	dir, err := a.directory(r.Dir)
 	if err != nil {
 		return err
-	}
-	if r.Flags&wire.FlagRelocated != 0 {
-		if err := a.moved.note(a.cursor.Epoch, id, dir); err != nil {
-			return err
-		}
 	}
 	return a.vol.Place(id, dir, string(r.Name))
 }

@@ -80,9 +80,6 @@ func (a *applier) publish() error {
 	if err := remember(j, targetKey(a.id), &a.memory); err != nil {
 		return err
 	}
-	if err := a.moved.forget(); err != nil {
-		return err
-	}
 	return j.Sync()
 }
 

@@ -90,7 +90,6 @@ func (m *Manager) unclaim(rec record) error {
 		return err
 	}
 	j := vol.Journal()
-	moved := relocations{vol: vol, id: rec.ID}
-	err = errors.Join(j.Map(rec.ID).Drop(), j.SetState(targetKey(rec.ID), nil), moved.forget())
+	err = errors.Join(j.Map(rec.ID).Drop(), j.SetState(targetKey(rec.ID), nil))
 	return errors.Join(err, vol.SetReadOnly(false))
 }

@@ -330,7 +330,7 @@ func (p *plan) relocateOne(dir journal.Ident, e DirEntry) (bool, error) {
 		return false, err
 	}
 	return true, p.yield(&step{Record: wire.Record{
-		Kind: wire.KindAttach, Flags: wire.FlagRelocated, Dir: dir, Name: []byte(e.Name), Ident: e.Ident,
+		Kind: wire.KindAttach, Dir: dir, Name: []byte(e.Name), Ident: e.Ident,
 	}})
 }
 

@@ -87,8 +87,8 @@ type Target interface {
 	// MoveAside takes the name away; the inode lives on, aside, until DropAside. A name that is not there
 	// is no error.
 	MoveAside(dir journal.Ident, name string) error
-	// Place gives an inode a name: a directory moves there from aside, anything else moves from aside or
-	// is linked. What stood there under another identity is moved aside first.
+	// Place gives an inode a name: a directory moves there from aside, or from where it is; anything else
+	// moves from aside or is linked. What stood there under another identity is moved aside first.
 	Place(id, dir journal.Ident, name string) error
 	// DropAside removes what is still aside and calls gone for every inode that has no name left.
 	DropAside(gone func(journal.Ident) error) error

@@ -31,7 +31,7 @@ func (d *Decoder) Next(r *Record) (bool, error) {
 	case KindHole:
 		r.Off, r.Len = int64(d.uvarint()), int64(d.uvarint())
 	case KindAttach:
-		r.Flags, r.Dir, r.Name, r.Ident = Flags(d.u8()), d.ident(), d.bytes(MaxName), d.ident()
+		r.Dir, r.Name, r.Ident = d.ident(), d.bytes(MaxName), d.ident()
 	case KindDetach:
 		r.Dir, r.Name = d.ident(), d.bytes(MaxName)
 	}

@@ -15,7 +15,7 @@ import (
 //	inode   = flags u8 | ident | mode uid gid rdev size | atime mtime | xattrs | [symlink] | [dir name]
 //	data    = offset varint | n u32 | n bytes, of the file that the last inode record named
 //	hole    = offset varint | length varint, of that file
-//	attach  = flags u8 | dir name ident
+//	attach  = dir name ident
 //	detach  = dir name
 //
 // ident and dir are two varints each (inode number, generation); times are a zigzag varint of seconds and
@@ -34,10 +34,10 @@ const (
 	KindDetach Kind = 5 // a name stands for nothing
 )
 
-// Flags say more of a record.
+// Flags say more of an inode record.
 type Flags uint8
 
-// The flags of a record: the first three of an inode record, the last of an attach record.
+// The flags of an inode record.
 const (
 	FlagNew       Flags = 1 << iota // the inode is made, unless it has been
 	FlagPlaced                      // it is made as Dir and Name say, not aside
@@ -108,8 +108,8 @@ func (r *Record) Append(b []byte) ([]byte, error) {
 		b = binary.AppendUvarint(b, uint64(r.Off))
 		b = binary.AppendUvarint(b, uint64(r.Len))
 	case KindAttach:
-		b = appendIdent(append(b, byte(r.Flags)), r.Dir)
-		b = appendIdent(appendBytes(b, r.Name), r.Ident)
+		b = appendBytes(appendIdent(b, r.Dir), r.Name)
+		b = appendIdent(b, r.Ident)
 	case KindDetach:
 		b = appendBytes(appendIdent(b, r.Dir), r.Name)
 	}
@@ -186,8 +186,8 @@ func (r *Record) check() error {
 			return fmt.Errorf("%w: a hole of %d at %d", ErrRecord, r.Len, r.Off)
 		}
 	case KindAttach, KindDetach:
-		if r.Kind == KindAttach && (r.Ident.IsZero() || r.Flags&^FlagRelocated != 0) || r.Dir.IsZero() {
-			return fmt.Errorf("%w: a name without an identity, or with unknown flags", ErrRecord)
+		if r.Kind == KindAttach && r.Ident.IsZero() || r.Dir.IsZero() {
+			return fmt.Errorf("%w: no identity", ErrRecord)
 		}
 		return checkName(r.Name)
 	default:

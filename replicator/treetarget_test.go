@@ -1,0 +1,278 @@
+package replicator
+
+import (
+	"io"
+	"io/fs"
+	"syscall"
+
+	"tandemfs/journal"
+)
+
+// The applying side of a tree.
+
+func (n *node) readAt(p []byte, off int64) (int, error) {
+	got := 0
+	for got < len(p) && off+int64(got) < n.attr.Size {
+		at := off + int64(got)
+		start := at / block * block
+		stop := min(start+block, n.attr.Size, off+int64(len(p)))
+		b := n.content[start]
+		for ; at < stop; at++ {
+			p[got] = 0
+			if b != nil {
+				p[got] = b[at-start]
+			}
+			got++
+		}
+	}
+	if got < len(p) {
+		return got, io.EOF
+	}
+	return got, nil
+}
+
+// apply runs one operation of the target.
+func (v *tree) apply(op string, f func() error) (err error) {
+	v.mu.Lock()
+	broken := v.broken
+	v.mu.Unlock()
+	if broken != nil {
+		if err := broken(op); err != nil {
+			return err
+		}
+	}
+	v.change(func() { err = f() })
+	return err
+}
+
+func (v *tree) SetReadOnly(ro bool) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.readOnly = ro
+	return nil
+}
+
+func (v *tree) isReadOnly() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.readOnly
+}
+
+func (v *tree) IsEmpty() (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.nodes[v.root].names) == 0, nil
+}
+
+func (v *tree) Create(c Creation) (id journal.Ident, err error) {
+	err = v.apply("create", func() error {
+		if !c.Dir.IsZero() && v.nodes[c.Dir] == nil {
+			return syscall.ESTALE
+		}
+		n := v.node(c.Mode&typeMask | 0o600)
+		n.attr.Rdev, n.link, n.attr.Nlink = c.Rdev, c.Symlink, 1
+		id = n.id
+		if c.Dir.IsZero() {
+			v.aside[id]++
+		} else {
+			v.takeAway(c.Dir, c.Name)
+			v.setName(c.Dir, c.Name, id)
+		}
+		return v.j.NoteCreated(id)
+	})
+	return id, err
+}
+
+func (v *tree) Exists(id journal.Ident) (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.nodes[id] != nil, nil
+}
+
+// takeAway moves a name aside.
+func (v *tree) takeAway(dir journal.Ident, name string) {
+	id, ok := v.nodes[dir].names[name]
+	if !ok {
+		return
+	}
+	v.setName(dir, name, journal.Ident{})
+	v.aside[id]++
+}
+
+func (v *tree) MoveAside(dir journal.Ident, name string) error {
+	return v.apply("aside", func() error {
+		if v.nodes[dir] == nil {
+			return syscall.ESTALE
+		}
+		v.takeAway(dir, name)
+		return nil
+	})
+}
+
+func (v *tree) Place(id, dir journal.Ident, name string) error {
+	return v.apply("place", func() error {
+		n, d := v.nodes[id], v.nodes[dir]
+		if n == nil || d == nil {
+			return syscall.ESTALE
+		}
+		if d.names[name] == id {
+			return nil
+		}
+		if isDir(n.attr) && v.below(dir, id) {
+			return syscall.EINVAL
+		}
+		v.takeAway(dir, name)
+		switch {
+		case v.aside[id] > 0:
+			if v.aside[id]--; v.aside[id] == 0 {
+				delete(v.aside, id)
+			}
+		case isDir(n.attr):
+			v.setName(n.parent, v.nameIn(n.parent, id), journal.Ident{})
+		default:
+			n.attr.Nlink++
+		}
+		v.setName(dir, name, id)
+		return nil
+	})
+}
+
+func (v *tree) nameIn(dir, id journal.Ident) string {
+	for name, x := range v.nodes[dir].names {
+		if x == id {
+			return name
+		}
+	}
+	panic("a directory that is neither aside nor in the tree")
+}
+
+// below reports whether the directory is id or inside it.
+func (v *tree) below(dir, id journal.Ident) bool {
+	for dir != id {
+		n := v.nodes[dir]
+		if dir == v.root || v.aside[dir] > 0 || n == nil {
+			return false
+		}
+		dir = n.parent
+	}
+	return true
+}
+
+func (v *tree) DropAside(gone func(journal.Ident) error) error {
+	var lost []journal.Ident
+	err := v.apply("drop", func() error {
+		for id, names := range v.aside {
+			for range names {
+				lost = append(lost, v.drop(id)...)
+			}
+			delete(v.aside, id)
+		}
+		return nil
+	})
+	for _, id := range lost {
+		if err == nil {
+			err = gone(id)
+		}
+	}
+	return err
+}
+
+// drop takes one name of an inode away, with all that is below it.
+func (v *tree) drop(id journal.Ident) (lost []journal.Ident) {
+	n := v.nodes[id]
+	for _, child := range n.names {
+		lost = append(lost, v.drop(child)...)
+	}
+	if n.attr.Nlink--; n.attr.Nlink == 0 || isDir(n.attr) {
+		v.gone(n)
+		lost = append(lost, id)
+	}
+	return lost
+}
+
+func (v *tree) SetImage(id journal.Ident, img journal.Image) error {
+	return v.apply("image", func() error {
+		n := v.nodes[id]
+		if n == nil {
+			return fs.ErrNotExist
+		}
+		no(v.j.TouchMeta(id, nil))
+		if isRegular(n.attr) && n.attr.Size != img.Attr.Size {
+			n.truncate(img.Attr.Size)
+		}
+		keep := n.attr
+		n.attr = img.Attr
+		n.attr.Nlink, n.attr.Rdev, n.attr.Ctime, n.attr.Size = keep.Nlink, keep.Rdev, keep.Ctime, keep.Size
+		n.xattrs = map[string]string{}
+		for _, x := range img.Xattrs {
+			n.xattrs[x.Name] = string(x.Value)
+		}
+		return nil
+	})
+}
+
+func (v *tree) Commit() (epoch journal.Epoch, err error) {
+	v.mu.Lock()
+	broken := v.broken
+	v.commits++
+	v.mu.Unlock()
+	if broken != nil {
+		if err := broken("commit"); err != nil {
+			return 0, err
+		}
+	}
+	n, err := v.j.Seal(false)
+	if err != nil {
+		return 0, err
+	}
+	if err := v.j.Forget(n); err != nil {
+		return 0, err
+	}
+	return n, v.j.Sync()
+}
+
+func (v *tree) OpenForApply(id journal.Ident) (ApplyFile, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.nodes[id] == nil {
+		return nil, syscall.ESTALE
+	}
+	return &applyFile{v, id}, nil
+}
+
+type applyFile struct {
+	v  *tree
+	id journal.Ident
+}
+
+func (f *applyFile) change(op string, e journal.Extent, do func(*node)) error {
+	return f.v.apply(op, func() error {
+		n := f.v.nodes[f.id]
+		if n == nil {
+			return syscall.ESTALE
+		}
+		no(f.v.j.TouchData(f.id, e, nil))
+		do(n)
+		n.attr.Mtime = f.v.now()
+		n.attr.Mode &^= 0o6000
+		return nil
+	})
+}
+
+func (f *applyFile) WriteAt(p []byte, off int64) (int, error) {
+	err := f.change("write", journal.Extent{Off: off, End: off + int64(len(p))}, func(n *node) { n.writeAt(p, off) })
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (f *applyFile) Punch(e journal.Extent) error {
+	return f.change("punch", e, func(n *node) { n.punch(e) })
+}
+
+func (f *applyFile) Truncate(size int64) error {
+	return f.change("truncate", journal.Extent{Off: size, End: journal.MaxOffset}, func(n *node) { n.truncate(size) })
+}
+
+func (f *applyFile) Close() error { return nil }
