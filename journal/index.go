@@ -41,8 +41,8 @@ type epochIndex struct {
 
 // What the entries take, measured on maps of a million entries: see TestMemoryEstimate.
 const (
-	inodeBytes  = 150
-	nameBytes   = 190
+	inodeBytes  = 100
+	nameBytes   = 160
 	extentBytes = 16
 )
 

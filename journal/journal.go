@@ -57,7 +57,8 @@ type Options struct {
 	MaxExtents int          // extents of one file in one epoch before they get coarser; default 4096, at most 32768
 	BootID     string       // for tests; default /proc/sys/kernel/random/boot_id
 
-	logSize int // bytes of each intent log; default 8 MiB
+	logSize   int                              // bytes of each intent log; default 8 MiB
+	freeSpace func(dir string) (uint64, error) // bytes that root can still use; default statfs
 }
 
 func (o *Options) fill() error {
@@ -74,6 +75,9 @@ func (o *Options) fill() error {
 	o.MaxExtents = min(max(o.MaxExtents, 2), 32768)
 	if o.logSize == 0 {
 		o.logSize = 8 << 20
+	}
+	if o.freeSpace == nil {
+		o.freeSpace = freeSpace
 	}
 	if o.BootID != "" {
 		return nil

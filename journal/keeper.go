@@ -151,14 +151,19 @@ func (j *Journal) absorb(g *generation) error {
 
 // checkSpace keeps the store from running into a full disk.
 func (j *Journal) checkSpace() error {
+	free, err := j.options.freeSpace(j.dir)
+	if err == nil && free < storeReserve {
+		err = fmt.Errorf("journal: %d bytes free in %s, %d are needed: %w", free, j.dir, storeReserve, unix.ENOSPC)
+	}
+	return err
+}
+
+func freeSpace(dir string) (uint64, error) {
 	var fs unix.Statfs_t
-	if err := unix.Statfs(j.dir, &fs); err != nil {
-		return fmt.Errorf("statfs %s: %w", j.dir, err)
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
 	}
-	if free := fs.Bfree * uint64(fs.Bsize); free < storeReserve {
-		return fmt.Errorf("journal: %d bytes free in %s, %d are needed: %w", free, j.dir, storeReserve, unix.ENOSPC)
-	}
-	return nil
+	return fs.Bfree * uint64(fs.Bsize), nil
 }
 
 // absorbEpoch writes what the store does not have of an epoch.

@@ -61,10 +61,23 @@ func (j *Journal) useLogs(older, newer *intentLog) error {
 	for n := range j.state.held {
 		j.state.held[n] = 1 // those who held it are gone; the user releases what it does not want
 	}
+	if err != nil {
+		return err
+	}
+	j.dropUseless()
+	j.signalAnew()
+	return nil
+}
+
+// signalAnew makes Changed tell of the current epoch alone, whatever the replay came through.
+func (j *Journal) signalAnew() {
+	select {
+	case <-j.changed:
+	default:
+	}
 	if j.state.totals[j.state.epoch] != nil {
 		j.signal()
 	}
-	return err
 }
 
 // replay applies the records of the active log to the index. All of them are applied as they were the
@@ -74,9 +87,6 @@ func (j *Journal) replay() error {
 		r, err := decodeRecord(payload)
 		if err != nil {
 			return classify(err)
-		}
-		if r.kind <= recordRemoved && r.epoch <= j.state.useless() {
-			return nil
 		}
 		r.image = slices.Clone(r.image) // the payload is the log's own memory
 		if err := j.loadFor(&r); err != nil {

@@ -56,6 +56,7 @@ func (j *Journal) Release(n Epoch) {
 		j.options.Logger.Warn("journal: release not recorded", "epoch", n, "error", err)
 		j.apply(&r)
 	}
+	j.dropUseless()
 }
 
 // Held lists the held seals, ascending. Holds survive a restart, each then with one holder; the user
@@ -89,7 +90,11 @@ func (j *Journal) Forget(upto Epoch) error {
 	if upto >= j.state.epoch {
 		return fmt.Errorf("%w: %d", ErrNotSealed, upto)
 	}
-	return j.control(record{kind: recordForgot, epoch: upto})
+	if err := j.control(record{kind: recordForgot, epoch: upto}); err != nil {
+		return err
+	}
+	j.dropUseless()
+	return nil
 }
 
 // Forgotten is the highest forgotten epoch; Changes answers from there on.

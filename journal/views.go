@@ -64,10 +64,15 @@ func (j *Journal) ImageAt(n Epoch, id Ident) (Image, bool, error) {
 // CreatedAfter reports whether id was created after seal n, so that it did not exist then. It fails as
 // NameAt does.
 func (j *Journal) CreatedAfter(n Epoch, id Ident) (bool, error) {
-	created := false
+	created, answered := false, Epoch(0)
 	err := j.firstAfter(n, func(l layer) (bool, error) {
+		if l.epoch == answered {
+			return false, nil // a newer layer of the epoch says that it was removed again
+		}
 		e, err := j.inodeIn(l, id)
-		created = e != nil && e.what&Created != 0
+		if e != nil {
+			created, answered = e.what&Created != 0, l.epoch
+		}
 		return created, err
 	})
 	return created, err

@@ -75,7 +75,8 @@ func (j *Journal) control(r record) error {
 	}
 }
 
-// apply does to the index and the state what a record says, now or in a replay.
+// apply does to the index and the state what a record says, now or in a replay. It frees nothing: in a
+// replay the state may be newer than the record, and only at the end does it say what is needed.
 func (j *Journal) apply(r *record) {
 	switch r.kind {
 	case recordInode:
@@ -93,10 +94,8 @@ func (j *Journal) apply(r *record) {
 		j.state.held[r.epoch]++
 	case recordReleased:
 		delete(j.state.held, r.epoch)
-		j.dropUseless()
 	case recordForgot:
 		j.state.forgotten = max(j.state.forgotten, r.epoch)
-		j.dropUseless()
 	}
 }
 
