@@ -117,6 +117,9 @@ func duration(d time.Duration) string {
 		}
 		return text
 	}
+	if d == 0 {
+		return "0 s"
+	}
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 

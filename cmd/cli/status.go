@@ -112,7 +112,7 @@ func wire(s replicator.Status) string {
 	if s.TotalWireBytes == 0 && s.Transfers == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s in this transfer, %s in %s transfers since the node started",
+	return fmt.Sprintf("%s in this transfer, %s since the node started (transfers: %s)",
 		size(s.Progress.WireBytes), size(s.TotalWireBytes), count(s.Transfers))
 }
 

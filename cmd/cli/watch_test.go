@@ -52,7 +52,7 @@ func TestAWatchWithoutATerminalWritesALineForEachChange(t *testing.T) {
 	d.must("relationship status 3f --watch", `2026-11-23 12:00:00 awaiting authorization
 2026-11-23 12:00:00 established, running; first transfer 42.0 %, 1.5 GiB of 3.0 GiB, 80 MiB/s, 3 min 10 s to go
 2026-11-23 12:00:00 established, running; first transfer 43.0 %, 1.5 GiB of 3.0 GiB, 80 MiB/s, 3 min 10 s to go
-2026-11-23 12:00:00 established, idle; recovery point 42, 3 s ago; behind 0.0 s, 0 B
+2026-11-23 12:00:00 established, idle; recovery point 42, 3 s ago; behind 0 s, 0 B
 `)
 }
 
@@ -96,7 +96,7 @@ func TestATerminalShowsABarAndThenALiveLine(t *testing.T) {
 		t.Fatalf("exit code %d, %s", code, errs)
 	}
 	for _, want := range []string{"42%", "60%", "100%", "1.5 GiB of 3.0 GiB, 80 MiB/s, 3 min 10 s to go", "3.0 GiB in 20 s, 75 MiB/s",
-		"\r\033[Kestablished, idle; recovery point 42, 3 s ago; behind 0.0 s, 0 B"} {
+		"\r\033[Kestablished, idle; recovery point 42, 3 s ago; behind 0 s, 0 B"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the terminal did not get %q:\n%q", want, out)
 		}

@@ -181,7 +181,21 @@ func (m *fakeManager) SetEnabled(_ context.Context, id string, enabled bool) (re
 	return replicator.Status{ID: id, Enabled: enabled}, nil
 }
 
+// Delete is as strict as the real one: a volume that is there must become writable first.
 func (m *fakeManager) Delete(_ context.Context, id string) error {
+	s, err := m.Status(id)
+	if err != nil {
+		return err
+	}
+	if s.Role == replicator.RoleTarget && s.State == replicator.StateEstablished {
+		v, err := m.config.Volumes.Volume(s.Target.Volume)
+		if err == nil {
+			err = v.SetReadOnly(false)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	*m.kept = slices.DeleteFunc(*m.kept, func(s replicator.Status) bool { return s.ID == id })
 	return nil
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -96,7 +95,7 @@ func (r *registry) find(name string) (*entry, error) {
 }
 
 func (r *registry) noVolume(name string) error {
-	return fmt.Errorf("no volume %q on this node (`tandemfs volume list` shows those there are): %w", name, fs.ErrNotExist)
+	return absent{api.Errorf(api.CodeNotFound, "no volume %q on this node (`tandemfs volume list` shows those there are)", name)}
 }
 
 func (r *registry) recordOf(e *entry) record {
@@ -249,11 +248,19 @@ func (r *registry) Volume(name string) (replicator.Volume, error) {
 		if e.removed {
 			return nil, err
 		}
-		// Not wrapped: a directory that is missing is not a volume that does not exist.
-		return nil, api.Errorf(api.CodeConflict, "volume %s cannot be used: %v", name, err)
+		return nil, absent{api.Errorf(api.CodeConflict, "volume %s cannot be used: %v", name, err)}
 	}
 	return managed{e.volume, e}, nil
 }
+
+// absent is the error for a volume that does not exist, and for one that is known but cannot be used now:
+// that is a conflict for people, but for the replicator it is not there either, so that its relationships
+// can still be deleted.
+type absent struct{ cause *api.Error }
+
+func (a absent) Error() string        { return a.cause.Error() }
+func (a absent) Unwrap() error        { return a.cause }
+func (a absent) Is(target error) bool { return target == fs.ErrNotExist }
 
 // CreateVolume protects a directory for the replicator, which asks when somebody authorizes a relationship
 // with a volume that does not exist yet. The directory is made when it is not there, its parent is not.
