@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -21,9 +22,10 @@ import (
 
 // Run runs a node on this machine until ctx ends, or something breaks that the node cannot do without.
 // It takes the process over: the umask becomes 0, since what is made through a mount has had its client's
-// umask applied already.
+// umask applied already; and a log that nobody reads any more does not end the node.
 func Run(ctx context.Context, o Options) error {
 	unix.Umask(0)
+	signal.Ignore(unix.SIGPIPE)
 	return run(ctx, o, parts{
 		backend:    system{o.Logger},
 		newManager: func(c replicator.Config) (Manager, error) { return replicator.NewManager(c) },

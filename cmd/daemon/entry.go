@@ -81,7 +81,7 @@ func (e *entry) mountVolume(kept record) error {
 		return fmt.Errorf("volume %s cannot be mounted at %s: %w", kept.Name, kept.Mount, err)
 	}
 	e.mount = mount
-	e.registry.watchers.Go(func() { e.watch(mount) })
+	go e.watch(mount) // until the mount goes; one that is detached but still used lives as long as its users
 	e.log.Info("volume mounted", "path", kept.Path, "mount", kept.Mount, "read_only", kept.ReadOnly)
 	return nil
 }

@@ -18,12 +18,11 @@ import (
 // registry knows the node's volumes. All methods may be called concurrently; a volume that is being
 // opened or taken down keeps nobody waiting but those who want that very volume.
 type registry struct {
-	backend  Backend
-	state    *stateFolder
-	log      *slog.Logger
-	own      []claim // the node's files: no volume may hold them, nor lie in them
-	mounts   func() ([]mountPoint, error)
-	watchers sync.WaitGroup
+	backend Backend
+	state   *stateFolder
+	log     *slog.Logger
+	own     []claim // the node's files: no volume may hold them, nor lie in them
+	mounts  func() ([]mountPoint, error)
 
 	mu      sync.Mutex // after an entry's mu, never before
 	entries map[string]*entry
@@ -61,11 +60,7 @@ func (r *registry) close() error {
 		errs = append(errs, e.takeDown())
 		e.mu.Unlock()
 	}
-	err := errors.Join(errs...)
-	if err == nil {
-		r.watchers.Wait()
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 // all gives the volumes in the order of their names.
