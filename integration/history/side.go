@@ -15,8 +15,9 @@ type Side struct {
 	dir     string
 	workers []*worker // one for each of Users
 	slots   [slots]int
-	// vague are the files in which space was allocated without being written. Whether such space counts as
-	// data or as a hole depends on what happens to be in the page cache, so nobody can be held to an answer.
+	// vague are the files in which nobody can be held to where the holes are: where space was allocated
+	// without being written, it counts as data or not by what happens to be in the page cache, and a write
+	// to mapped memory allocates as much as happens to be cached in one piece.
 	vague map[birth]bool
 }
 
