@@ -74,9 +74,9 @@ func TestForgettingLeavesWhatAHeldSealNeeds(t *testing.T) {
 	eventually(t, "the records go with the release", func() bool { return storedKeys(t, j, keyInode, two) == 0 })
 }
 
-// churn makes n records of an epoch, names of 40 bytes and inodes, in random order.
+// churn makes n records of an epoch, long names and inodes, in random order.
 func churn(t testing.TB, j *Journal, n int) {
-	name := make([]byte, 40)
+	name := make([]byte, 200)
 	r := rand.New(rand.NewPCG(uint64(n), 1))
 	for range n / 2 {
 		for i := range name {
@@ -94,7 +94,12 @@ func TestForgettingGivesTheDisksSpaceBack(t *testing.T) {
 	settle(j)
 	full := j.Stats().StoreBytes
 	must(t, j.Forget(n))
-	eventually(t, "two thirds of the space are free again", func() bool { return j.Stats().StoreBytes < full/3 })
+	// What one memtable's worth of deletions covers may stay, and the memtable itself.
+	const residue = 17 << 20
+	if full < 2*residue {
+		t.Fatalf("the store has only %d bytes", full)
+	}
+	eventually(t, "the space is free again", func() bool { return j.Stats().StoreBytes < residue })
 	t.Logf("the store went from %d to %d bytes", full, j.Stats().StoreBytes)
 }
 

@@ -45,6 +45,8 @@ const (
 	inodeKeyLen = epochKeyLen + 16
 	// flattenAfter deletions the store is compacted, so that what they covered goes from the disk.
 	flattenAfter = 100_000
+	// deleteStep is the number of keys that are deleted in one transaction.
+	deleteStep = 4000
 )
 
 // openStore opens Badger with little memory: a node may have several volumes.
@@ -202,15 +204,32 @@ func storeError(err error) error {
 	return nil
 }
 
-// deletePrefix deletes all keys with the prefix and returns how many there were.
+// deletePrefix deletes all keys with the prefix and returns how many there were. It goes in steps, each
+// with transactions of its own: while one is open, Badger keeps what was deleted after it began.
 func (s *store) deletePrefix(prefix []byte) (deleted int, err error) {
-	err = s.batch(func(b *badger.WriteBatch) error {
-		return s.scan(prefix, nil, true, func(key, _ []byte) (bool, error) {
-			deleted++
-			return true, b.Delete(append([]byte{}, key...))
+	var keys [][]byte
+	for from := prefix; ; from = keys[len(keys)-1] {
+		keys = keys[:0]
+		err := s.scan(prefix, from, true, func(key, _ []byte) (bool, error) {
+			keys = append(keys, append([]byte{}, key...))
+			return len(keys) < deleteStep, nil
 		})
-	})
-	return deleted, err
+		if err != nil || len(keys) == 0 {
+			return deleted, storeError(err)
+		}
+		err = s.update(func(txn *badger.Txn) error {
+			for _, key := range keys {
+				if err := txn.Delete(key); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return deleted, err
+		}
+		deleted += len(keys)
+	}
 }
 
 // compact takes deleted keys off the disk.
