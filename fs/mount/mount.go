@@ -10,7 +10,6 @@ package mount
 import (
 	"errors"
 	"fmt"
-	"log"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -117,20 +116,12 @@ func (s *Server) fuseOptions(o Options) *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		Debug:                    o.Debug,
-		Logger:                   log.New(logWriter{s.log}, "", 0),
+		Logger:                   slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_DONT_MASK |
 			fuse.CAP_SETXATTR_EXT | fuse.CAP_ASYNC_DIO | fuse.CAP_IOCTL_DIR,
 		// Passthrough would take writes out of our sight.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 	}
-}
-
-// logWriter takes go-fuse's log lines.
-type logWriter struct{ log *slog.Logger }
-
-func (w logWriter) Write(p []byte) (int, error) {
-	w.log.Debug(strings.TrimSpace(string(p)))
-	return len(p), nil
 }
 
 // raiseReadAhead lets the kernel read ahead as much as one request can carry. Its default for FUSE is an
@@ -250,8 +241,10 @@ func CleanStale(mountpoint string) (bool, error) {
 		if err != nil || !ours {
 			return cleaned, err
 		}
-		var st unix.Stat_t
-		if err := unix.Stat(mountpoint, &st); err != unix.ENOTCONN {
+		// The daemon must be asked: the kernel may still know the attributes of a dead mount.
+		var st unix.Statx_t
+		err = unix.Statx(unix.AT_FDCWD, mountpoint, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+		if err != unix.ENOTCONN {
 			return cleaned, nil
 		}
 		if err := unix.Unmount(mountpoint, unix.MNT_DETACH); err != nil {
