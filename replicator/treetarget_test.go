@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"fmt"
 	"io"
 	"io/fs"
 	"syscall"
@@ -276,3 +277,19 @@ func (f *applyFile) Truncate(size int64) error {
 }
 
 func (f *applyFile) Close() error { return nil }
+
+// errIO is what a broken target's operations fail with.
+var errIO = fmt.Errorf("broken for a test: %w", syscall.EIO)
+
+func (v *tree) setBroken(f func(op string) error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.broken = f
+}
+
+// loseSeals makes the views of all seals unavailable, as when there was no room to keep them.
+func (v *tree) loseSeals() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	clear(v.seals)
+}
