@@ -171,15 +171,15 @@ func TestADaemonGivesBackItsDescriptors(t *testing.T) {
 	play(t, source.Mount, history.New(seed(t, 61)), 1000) // whatever it opens once and keeps
 	empty(t, source.Mount)
 	pair.Quiet(time.Minute)
-	before := [2]int{descriptors(t, source.Node), descriptors(t, target.Node)}
+	before := [2]int{len(descriptors(t, source.Node)), len(descriptors(t, target.Node))}
 	play(t, source.Mount, history.New(seed(t, 62)), 3000)
 	scan(t, target.Mount)
 	empty(t, source.Mount)
 	pair.Quiet(time.Minute)
 	for i, n := range []*lab.Node{source.Node, target.Node} {
 		lab.Eventually(t, 10*time.Second, "node "+n.Name+" holds no more descriptors than before", func() error {
-			if now := descriptors(t, n); now > before[i]+16 {
-				return fmt.Errorf("%d now, %d before", now, before[i])
+			if now := descriptors(t, n); len(now) > before[i]+2 {
+				return fmt.Errorf("%d now, %d before:\n%s", len(now), before[i], strings.Join(now, "\n"))
 			}
 			return nil
 		})
@@ -196,11 +196,20 @@ func empty(t *testing.T, dir string) {
 	}
 }
 
-// descriptors counts a daemon's open files, after the kernel was asked to forget what it caches.
-func descriptors(t *testing.T, n *lab.Node) int {
+// descriptors lists a daemon's open files, after the kernel was asked to forget what it caches. Those of
+// journals are left out: there are more of them the more there is to keep.
+func descriptors(t *testing.T, n *lab.Node) []string {
 	t.Helper()
 	check(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0))
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.PID()))
+	dir := fmt.Sprintf("/proc/%d/fd", n.PID())
+	fds, err := os.ReadDir(dir)
 	check(t, err)
-	return len(fds)
+	var open []string
+	for _, fd := range fds {
+		to, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err == nil && !strings.Contains(to, "/"+tree.StateDir+"/") {
+			open = append(open, to)
+		}
+	}
+	return open
 }

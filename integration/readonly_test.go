@@ -31,7 +31,7 @@ func writingOperations(dir string) map[string]func() error {
 	fresh := filepath.Join(dir, "fresh")
 	times := []unix.Timespec{{Sec: 1}, {Sec: 1}}
 	openFor := func(path string, flags int) func() error {
-		return func() error { return closed(unix.Open(path, flags|unix.O_CLOEXEC, 0o600)) }
+		return func() error { return openAndWrite(path, flags) }
 	}
 	return map[string]func() error{
 		"create":                openFor(fresh, unix.O_CREAT|unix.O_WRONLY),
@@ -66,6 +66,18 @@ func writingOperations(dir string) map[string]func() error {
 		"times of a directory":  func() error { return unix.UtimesNanoAt(-1, sub, times, 0) },
 		"truncate with O_TRUNC": openFor(other, unix.O_WRONLY|unix.O_TRUNC),
 	}
+}
+
+// openAndWrite counts as refused when the opening is or, where the mount's flag does not stop that
+// already, the writing.
+func openAndWrite(path string, flags int) error {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte("x"))
+	return err
 }
 
 // refused tries every writing operation and demands that each fails with EROFS.
