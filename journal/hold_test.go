@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/dgraph-io/badger/v4"
 )
 
 // eventually waits for what the keeper does in the background.
@@ -23,7 +25,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 // storedKeys counts the store's keys of a kind and an epoch.
 func storedKeys(t *testing.T, j *Journal, kind byte, n Epoch) (count int) {
 	t.Helper()
-	must(t, j.store.scan(epochKey(kind, n), nil, true, func(_, _ []byte) (bool, error) {
+	must(t, j.store.scan(epochKey(kind, n), nil, func(*badger.Item) (bool, error) {
 		count++
 		return true, nil
 	}))

@@ -25,7 +25,7 @@ type keeper struct {
 	quit  chan struct{}
 	done  sync.WaitGroup
 
-	deleted int // keys since the store was last compacted; the goroutine's own
+	deleted int64 // bytes since the store was last compacted; the goroutine's own
 }
 
 func newKeeper() keeper {
@@ -237,7 +237,7 @@ func (j *Journal) sweep() error {
 	if err := j.saveState(); err != nil {
 		return err
 	}
-	if j.keeper.deleted < flattenAfter {
+	if j.keeper.deleted < compactAfter {
 		return nil
 	}
 	j.keeper.deleted = 0

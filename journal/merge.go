@@ -5,6 +5,8 @@ import (
 	"container/heap"
 	"maps"
 	"slices"
+
+	"github.com/dgraph-io/badger/v4"
 )
 
 func compareIdent(a, b Ident) int {
@@ -166,10 +168,13 @@ func (j *Journal) nameSource(l layer) source[nameKey, Ident] {
 // scanPage calls f for a page of the store's pairs with a prefix.
 func (j *Journal) scanPage(prefix, from []byte, f func(key, value []byte) error) error {
 	entries, bytes := 0, 0
-	return j.store.scan(prefix, from, false, func(key, value []byte) (bool, error) {
-		entries++
-		bytes += len(key) + len(value)
-		return entries < pageEntries && bytes < pageBytes, f(key, value)
+	return j.store.scan(prefix, from, func(item *badger.Item) (bool, error) {
+		err := item.Value(func(value []byte) error {
+			entries++
+			bytes += len(item.Key()) + len(value)
+			return f(item.Key(), value)
+		})
+		return entries < pageEntries && bytes < pageBytes, err
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -23,6 +24,7 @@ import (
 //	| 's' |                                      -> the journal's own state, see state.go
 //	| 'k' | key |                                -> SetState's value
 //	| 'm' | length 1 | map's name | 'f' or 'r' | ino 8 | gen 8 | -> a Map's pair, forward or reverse
+//	| 'f' |                                      -> nothing, see compact
 //
 // Badger does not sync what it is given; sync does, for all of it.
 type store struct {
@@ -32,29 +34,35 @@ type store struct {
 }
 
 const (
-	keyInode = 'i'
-	keyName  = 'n'
-	keyImage = 'b'
-	keyState = 's'
-	keyValue = 'k'
-	keyMap   = 'm'
+	keyInode  = 'i'
+	keyName   = 'n'
+	keyImage  = 'b'
+	keyState  = 's'
+	keyValue  = 'k'
+	keyMap    = 'm'
+	keyFiller = 'f'
 )
 
 const (
-	epochKeyLen = 1 + 8
-	inodeKeyLen = epochKeyLen + 16
-	// flattenAfter deletions the store is compacted, so that what they covered goes from the disk.
-	flattenAfter = 100_000
+	epochKeyLen  = 1 + 8
+	inodeKeyLen  = epochKeyLen + 16
+	memTableSize = 8 << 20
+	// compactAfter bytes deleted the store is compacted, so that they go from the disk.
+	compactAfter = 16 << 20
 	// deleteStep is the number of keys that are deleted in one transaction.
 	deleteStep = 4000
+	fillerSize = 512 << 10
+	// flushPatience is how long compact waits for a memtable to be written out.
+	flushPatience = time.Second
 )
 
 // openStore opens Badger with little memory: a node may have several volumes.
 func openStore(dir string, log *slog.Logger) (*store, error) {
 	o := badger.DefaultOptions(dir).
 		WithLogger(badgerLog{log}).
-		WithMemTableSize(8 << 20).
+		WithMemTableSize(memTableSize).
 		WithNumMemtables(2).
+		WithNumLevelZeroTables(2).
 		WithValueThreshold(1 << 20).
 		WithValueLogFileSize(16 << 20).
 		WithCompression(options.None).
@@ -149,27 +157,17 @@ func (s *store) image(n Epoch, id Ident) ([]byte, error) {
 	return image, err
 }
 
-// scan calls f for the keys with a prefix, from `from` on when that is not nil, until f returns false.
-// Key and value are valid during the call; value is nil with keysOnly.
-func (s *store) scan(prefix, from []byte, keysOnly bool, f func(key, value []byte) (bool, error)) error {
+// scan calls f for the items whose keys have a prefix, from the key `from` on when that is not nil, until f
+// returns false. An item is valid during the call.
+func (s *store) scan(prefix, from []byte, f func(*badger.Item) (bool, error)) error {
 	return s.db.View(func(txn *badger.Txn) error {
-		o := badger.IteratorOptions{Prefix: prefix}
-		it := txn.NewIterator(o)
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
 		if from == nil {
 			from = prefix
 		}
 		for it.Seek(from); it.Valid(); it.Next() {
-			more, err := false, error(nil)
-			if keysOnly {
-				more, err = f(it.Item().Key(), nil)
-			} else {
-				err = it.Item().Value(func(v []byte) (err error) {
-					more, err = f(it.Item().Key(), v)
-					return err
-				})
-			}
-			if err != nil || !more {
+			if more, err := f(it.Item()); err != nil || !more {
 				return err
 			}
 		}
@@ -204,14 +202,15 @@ func storeError(err error) error {
 	return nil
 }
 
-// deletePrefix deletes all keys with the prefix and returns how many there were. It goes in steps, each
-// with transactions of its own: while one is open, Badger keeps what was deleted after it began.
-func (s *store) deletePrefix(prefix []byte) (deleted int, err error) {
+// deletePrefix deletes all keys with the prefix and returns how many bytes they took, roughly. It goes in
+// steps, each with transactions of its own: while one is open, Badger keeps what was deleted after it began.
+func (s *store) deletePrefix(prefix []byte) (deleted int64, err error) {
 	var keys [][]byte
 	for from := prefix; ; from = keys[len(keys)-1] {
 		keys = keys[:0]
-		err := s.scan(prefix, from, true, func(key, _ []byte) (bool, error) {
-			keys = append(keys, append([]byte{}, key...))
+		err := s.scan(prefix, from, func(item *badger.Item) (bool, error) {
+			keys = append(keys, item.KeyCopy(nil))
+			deleted += item.EstimatedSize()
 			return len(keys) < deleteStep, nil
 		})
 		if err != nil || len(keys) == 0 {
@@ -228,12 +227,31 @@ func (s *store) deletePrefix(prefix []byte) (deleted int, err error) {
 		if err != nil {
 			return deleted, err
 		}
-		deleted += len(keys)
 	}
 }
 
-// compact takes deleted keys off the disk.
-func (s *store) compact() error { return storeError(s.db.Flatten(1)) }
+// compact takes deleted keys off the disk. Deletions count only once they have left the memtable, which
+// Badger cannot be asked to write out, so a filler pushes them out first.
+func (s *store) compact() error {
+	filler := make([]byte, fillerSize)
+	for range memTableSize/fillerSize + 1 {
+		if err := s.update(func(txn *badger.Txn) error { return txn.Set([]byte{keyFiller}, filler) }); err != nil {
+			return err
+		}
+	}
+	if err := s.update(func(txn *badger.Txn) error { return txn.Delete([]byte{keyFiller}) }); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(flushPatience); time.Now().Before(deadline); time.Sleep(flushPatience / 100) {
+		if files, err := s.memtables(); err != nil || len(files) < 2 {
+			break
+		}
+	}
+	return storeError(s.db.Flatten(1))
+}
+
+// memtables lists the files of the memtables: of the one in use and of those that are being written out.
+func (s *store) memtables() ([]string, error) { return filepath.Glob(filepath.Join(s.dir, "*.mem")) }
 
 // sync makes all that was written survive a power cut. DB.Sync covers only the memtable in use: one
 // that was rotated out and is not flushed yet has its own file, not synced by anyone. So all of them
@@ -254,7 +272,7 @@ func (s *store) sync() error {
 func (s *store) syncFiles() error {
 	synced := map[string]bool{}
 	for {
-		files, err := filepath.Glob(filepath.Join(s.dir, "*.mem"))
+		files, err := s.memtables()
 		if err != nil {
 			return err
 		}

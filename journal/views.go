@@ -1,5 +1,7 @@
 package journal
 
+import "github.com/dgraph-io/badger/v4"
+
 // NameAt gives what dir's name stood for at seal n; ok is false when nothing was recorded since, so that
 // the live value holds. Whoever compares with the live value reads that one first. It fails with
 // ErrNotHeld unless n, or an older seal, is held.
@@ -31,12 +33,14 @@ func (j *Journal) NamesAt(n Epoch, dir Ident) (map[string]Ident, error) {
 			l.index.eachName(dir, add)
 			return false, nil
 		}
-		return false, j.store.scan(inodeKey(keyName, l.epoch, dir), nil, false, func(key, value []byte) (bool, error) {
-			was, err := decodeWas(value)
-			if err == nil {
-				add(takeName(key).name, was)
-			}
-			return true, err
+		return false, j.store.scan(inodeKey(keyName, l.epoch, dir), nil, func(item *badger.Item) (bool, error) {
+			return true, item.Value(func(value []byte) error {
+				was, err := decodeWas(value)
+				if err == nil {
+					add(takeName(item.Key()).name, was)
+				}
+				return err
+			})
 		})
 	})
 	return names, err
