@@ -249,7 +249,7 @@ func TestARandomHistorySurvivesCutConnections(t *testing.T) {
 			p := newPair(t)
 			rnd := rand.New(rand.NewPCG(seed, 2))
 			cuts := rand.New(rand.NewPCG(seed, 5))
-			c := &cutter{after: func() int64 { return 2500 + int64(cuts.IntN(40_000)) }}
+			c := &cutter{after: func() int64 { return 1500 + int64(cuts.IntN(8_000)) }}
 			p.src.config.Dial = c.dial
 			h := newHistory(p.from, seed)
 			h.run(150)

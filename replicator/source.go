@@ -15,6 +15,14 @@ import (
 // gather is how long a job waits after a change for those that come with it.
 const gather = 2 * time.Millisecond
 
+// A transfer makes the target's disk durable and takes processors from those who write, so while changes
+// keep coming a job rests after each for restFactor times as long as it took, up to longestRest. A change
+// after a quiet time is not held up by that.
+const (
+	restFactor  = 8
+	longestRest = time.Second
+)
+
 // lastWord is how long an end of the conversation waits for what the peer says of it, or for it to be heard.
 const lastWord = 300 * time.Millisecond
 
@@ -282,11 +290,17 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 	if err := s.agree(); err != nil {
 		return err
 	}
+	var rested time.Time // when the rest after the last transfer is over
 	for {
 		for s.due() {
+			if err := wait(ctx, time.Until(rested)); err != nil {
+				return err
+			}
+			began := time.Now()
 			if err := s.transfer(ctx); err != nil {
 				return err
 			}
+			rested = time.Now().Add(min(restFactor*time.Since(began), longestRest))
 		}
 		s.pause.reset()
 		s.r.setJob(JobIdle)
@@ -295,11 +309,19 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		select {
-		case <-time.After(gather):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := wait(ctx, gather); err != nil {
+			return err
 		}
+	}
+}
+
+// wait waits for a while, or until the session ends.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
