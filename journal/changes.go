@@ -107,7 +107,7 @@ func unite(id Ident, versions []version[*inodeEntry]) (InodeChange, bool) {
 	c := InodeChange{Ident: id}
 	for _, v := range versions {
 		c.What |= v.value.what
-		c.Extents = Extents(c.Extents).Union(v.value.extents)
+		c.Extents = Extents(c.Extents).Union(v.value.extents.flat())
 	}
 	if c.What&Created != 0 {
 		c.What, c.Extents = Created, nil

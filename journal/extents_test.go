@@ -128,6 +128,44 @@ func TestExtentsAgreeWithABitmap(t *testing.T) {
 	}
 }
 
+func TestASetInPiecesAgreesWithOneSlice(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for round := range 6 {
+		var s extentSet
+		var x Extents
+		for step := range 20_000 {
+			e := Extent{Off: r.Int64N(1 << 20)}
+			e.End = e.Off + 1 + r.Int64N(20)
+			switch {
+			case r.IntN(1000) == 0:
+				e.End = e.Off + 1 + r.Int64N(1<<17) // over several pieces
+			case round%2 == 1 && r.IntN(5000) == 0:
+				e.End = MaxOffset
+			case r.IntN(5000) == 0:
+				s.coarsen(max(1, s.count/2))
+				x = x.Coarsen(max(1, len(x)/2))
+			}
+			if e.End < MaxOffset && s.overlap(e) != x.overlap(e) || s.covers(e) != x.Covers(e) {
+				t.Fatalf("step %d, %v: overlap %d, want %d; covers %v, want %v",
+					step, e, s.overlap(e), x.overlap(e), s.covers(e), x.Covers(e))
+			}
+			s.insert(e)
+			x = x.insert(e)
+			if s.count != len(x) || step%500 == 0 && !same(s.flat(), x) {
+				t.Fatalf("step %d, %v: %d extents, want %d", step, e, s.count, len(x))
+			}
+		}
+		if clone := s.clone(); !same(clone.flat(), x) {
+			t.Error("a clone differs")
+		}
+		for _, piece := range s.pieces {
+			if len(piece) == 0 || len(piece) > pieceMax {
+				t.Errorf("a piece of %d extents", len(piece))
+			}
+		}
+	}
+}
+
 func FuzzExtents(f *testing.F) {
 	f.Add([]byte{1, 5, 7, 9}, []byte{3, 8}, byte(2), byte(10))
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 8, 9}, []byte{}, byte(0), byte(254))

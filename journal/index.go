@@ -7,7 +7,7 @@ type inodeEntry struct {
 	what    What
 	unsaved bool // the store does not have it in this form
 	removed bool // created and removed in this epoch (B2): the store must lose it
-	extents Extents
+	extents extentSet
 }
 
 // covers reports whether a touch of these parts adds nothing.
@@ -15,7 +15,7 @@ func (e *inodeEntry) covers(what What, x Extent) bool {
 	if e.what&Created != 0 || e.removed {
 		return true
 	}
-	return e.what&what == what && (what&Data == 0 || e.extents.Covers(x))
+	return e.what&what == what && (what&Data == 0 || e.extents.covers(x))
 }
 
 type nameKey struct {
@@ -43,7 +43,7 @@ type epochIndex struct {
 const (
 	inodeBytes  = 100
 	nameBytes   = 160
-	extentBytes = 16
+	extentBytes = 20
 )
 
 func newEpochIndex() *epochIndex {
@@ -122,7 +122,7 @@ func (g *generation) grow(x *epochIndex, bytes, entries int) {
 func (g *generation) putInode(n Epoch, id Ident, e *inodeEntry) {
 	x := g.epoch(n)
 	x.inodes[id] = e
-	g.grow(x, inodeBytes+cap(e.extents)*extentBytes, 1)
+	g.grow(x, inodeBytes+e.extents.count*extentBytes, 1)
 }
 
 func (g *generation) putName(n Epoch, key nameKey, was Ident, unsaved bool) {

@@ -54,7 +54,7 @@ var (
 type Options struct {
 	Logger     *slog.Logger // default slog.Default()
 	MaxMemory  int          // bytes of index in memory; default 32 MiB
-	MaxExtents int          // extents of one file in one epoch before they get coarser; default 4096, at most 32768
+	MaxExtents int          // extents of one file in one epoch before they get coarser; default 32768
 	BootID     string       // for tests; default /proc/sys/kernel/random/boot_id
 
 	logSize   int                              // bytes of each intent log; default 8 MiB
@@ -69,10 +69,9 @@ func (o *Options) fill() error {
 		o.MaxMemory = 32 << 20
 	}
 	if o.MaxExtents <= 0 {
-		o.MaxExtents = 4096
+		o.MaxExtents = 32768
 	}
-	// The extents of a file must fit into one value of the store, at up to 18 bytes each.
-	o.MaxExtents = min(max(o.MaxExtents, 2), 32768)
+	o.MaxExtents = max(o.MaxExtents, 2)
 	if o.logSize == 0 {
 		o.logSize = 8 << 20
 	}

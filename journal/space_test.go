@@ -176,7 +176,7 @@ func TestTooManyExtentsGetCoarserAndLoseNothing(t *testing.T) {
 		e := Extent{off, off + 4096}
 		all = all.Add(e)
 		touchData(t, j, ino(1), e, nil)
-		if got := len(j.active.inode(j.Epoch(), ino(1)).extents); got > o.MaxExtents {
+		if got := j.active.inode(j.Epoch(), ino(1)).extents.count; got > o.MaxExtents {
 			t.Fatalf("%d extents", got)
 		}
 	}
@@ -189,7 +189,7 @@ func TestTooManyExtentsGetCoarserAndLoseNothing(t *testing.T) {
 func TestExtentsAreExactUpToTheBound(t *testing.T) {
 	j := open(t, t.TempDir(), Options{})
 	var all Extents
-	for i := range int64(4096) {
+	for i := range int64(32768) {
 		e := Extent{i * 10000, i*10000 + 1 + i%4096}
 		all = all.Add(e)
 		touchData(t, j, ino(1), e, nil)

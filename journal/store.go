@@ -312,32 +312,41 @@ func (s *store) size() int64 { return diskUsage(s.dir) }
 // encodeInode gives the store's value for an inode's change:
 //
 //	| what: 1 byte | then for each extent, as unsigned varints: gap since the last one's end | length |
+//
+// Extents that would be more than the store takes in one value are made coarser.
 func encodeInode(e *inodeEntry) []byte {
-	b := make([]byte, 1, 1+6*len(e.extents))
-	b[0] = byte(e.what)
-	end := int64(0)
-	for _, x := range e.extents {
-		b = binary.AppendUvarint(b, uint64(x.Off-end))
-		b = binary.AppendUvarint(b, uint64(x.Len()))
-		end = x.End
+	x := e.extents.flat()
+	for {
+		b := make([]byte, 1, 1+6*len(x))
+		b[0] = byte(e.what)
+		end := int64(0)
+		for _, x := range x {
+			b = binary.AppendUvarint(b, uint64(x.Off-end))
+			b = binary.AppendUvarint(b, uint64(x.Len()))
+			end = x.End
+		}
+		if len(b) <= maxValue {
+			return b
+		}
+		x = x.Coarsen(len(x) / 2)
 	}
-	return b
 }
 
 func decodeInode(v []byte) (*inodeEntry, error) {
 	d := decoder{rest: v}
-	e := &inodeEntry{what: What(d.byte())}
-	d.check(e.what != 0 && e.what&^allWhat == 0)
+	what := What(d.byte())
+	d.check(what != 0 && what&^allWhat == 0)
+	var extents Extents
 	end := int64(0)
 	for len(d.rest) > 0 {
 		x := d.extent(end)
-		d.check(x.Len() > 0 && (x.Off > end || len(e.extents) == 0))
-		e.extents, end = append(e.extents, x), x.End
+		d.check(x.Len() > 0 && (x.Off > end || len(extents) == 0))
+		extents, end = append(extents, x), x.End
 	}
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("inode's change: %w", err)
 	}
-	return e, nil
+	return &inodeEntry{what: what, extents: setOf(extents)}, nil
 }
 
 func decodeWas(v []byte) (Ident, error) {

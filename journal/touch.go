@@ -2,7 +2,6 @@ package journal
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -186,7 +185,7 @@ func (j *Journal) loadInode(n Epoch, id Ident) error {
 
 func (j *Journal) olderInode(n Epoch, id Ident) (*inodeEntry, error) {
 	if f := j.frozen.inode(n, id); f != nil {
-		return &inodeEntry{what: f.what, removed: f.removed, extents: slices.Clone(f.extents)}, nil
+		return &inodeEntry{what: f.what, removed: f.removed, extents: f.extents.clone()}, nil
 	}
 	if !j.state.isStored(n) {
 		return &inodeEntry{}, nil

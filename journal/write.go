@@ -142,8 +142,8 @@ func (j *Journal) applyInode(r *record) {
 	}
 	switch {
 	case r.what&Created != 0:
-		t.bytes -= knownBytes(e.extents)
-		e.what, e.extents, e.removed = Created, nil, false
+		t.bytes -= e.extents.bytes()
+		e.what, e.extents, e.removed = Created, extentSet{}, false
 	case e.what&Created == 0:
 		e.what |= r.what
 		j.addExtent(r.epoch, e, r.extent, t)
@@ -153,25 +153,20 @@ func (j *Journal) applyInode(r *record) {
 
 // addExtent adds an extent to an entry; with too many of them it leaves half as many, coarser.
 func (j *Journal) addExtent(n Epoch, e *inodeEntry, x Extent, t *totals) {
-	had := cap(e.extents)
+	if x.End <= x.Off {
+		return
+	}
+	had := e.extents.count
 	if x.End != MaxOffset {
 		t.bytes += x.Len() - e.extents.overlap(x)
 	}
-	e.extents = e.extents.insert(x)
-	if len(e.extents) > j.options.MaxExtents {
-		t.bytes -= knownBytes(e.extents)
-		e.extents = e.extents.Coarsen(j.options.MaxExtents / 2)
-		t.bytes += knownBytes(e.extents)
+	e.extents.insert(x)
+	if e.extents.count > j.options.MaxExtents {
+		t.bytes -= e.extents.bytes()
+		e.extents.coarsen(j.options.MaxExtents / 2)
+		t.bytes += e.extents.bytes()
 	}
-	j.active.grow(j.active.epoch(n), (cap(e.extents)-had)*extentBytes, 0)
-}
-
-// knownBytes is the number of bytes in a set, without one that is open-ended.
-func knownBytes(x Extents) int64 {
-	if last := len(x) - 1; last >= 0 && x[last].End == MaxOffset {
-		x = x[:last]
-	}
-	return x.Len()
+	j.active.grow(j.active.epoch(n), (e.extents.count-had)*extentBytes, 0)
 }
 
 func (j *Journal) applyName(r *record) {
