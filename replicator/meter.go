@@ -87,6 +87,13 @@ func (m *meter) finish(now time.Time, committed bool, done work, wire int64) {
 	}
 }
 
+// moved is how much the running transfer has done, or the last one did.
+func (m *meter) moved() work {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.done
+}
+
 // left is how much is not done yet of the running transfer.
 func (m *meter) left() work {
 	m.mu.Lock()

@@ -15,14 +15,6 @@ import (
 // gather is how long a job waits after a change for those that come with it.
 const gather = 2 * time.Millisecond
 
-// A transfer makes the target's disk durable and takes processors from those who write, so while changes
-// keep coming a job rests after each for restFactor times as long as it took, up to longestRest. A change
-// after a quiet time is not held up by that.
-const (
-	restFactor  = 8
-	longestRest = time.Second
-)
-
 // lastWord is how long an end of the conversation waits for what the peer says of it, or for it to be heard.
 const lastWord = 300 * time.Millisecond
 
@@ -300,7 +292,7 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 			if err := s.transfer(ctx); err != nil {
 				return err
 			}
-			rested = time.Now().Add(min(restFactor*time.Since(began), longestRest))
+			rested = time.Now().Add(restAfter(time.Since(began), s.r.meter.moved()))
 		}
 		s.pause.reset()
 		s.r.setJob(JobIdle)
