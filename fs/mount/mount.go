@@ -77,6 +77,7 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 	s.fuse = server
 	go func() {
 		server.Serve()
+		v.KernelGone(s)
 		close(s.done)
 	}()
 	if err := server.WaitMount(); err != nil {
@@ -171,7 +172,6 @@ func (s *Server) Unmount() error {
 		return nil
 	}
 	<-s.done
-	s.volume.SetKernel(nil)
 	return nil
 }
 

@@ -1,13 +1,18 @@
 package mount
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/posixtest"
 	"golang.org/x/sys/unix"
 
+	"tandemfs/fs/sys"
 	"tandemfs/fs/volume"
 )
 
@@ -100,4 +105,165 @@ func TestLocksOfTwoOpenFilesConflict(t *testing.T) {
 	if err := unix.Flock(int(files[1].Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EAGAIN {
 		t.Errorf("a second flock gave %v, want EAGAIN", err)
 	}
+}
+
+// asNobody runs a call on a thread that has no privileges any more. The thread ends with it.
+func asNobody(t *testing.T, call func() error) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		for _, id := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
+			if _, _, errno := unix.RawSyscall(id, 65534, 65534, 65534); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- call()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// file makes a file with an owner and a mode in a mount, and gives a descriptor of it.
+func file(t *testing.T, path string, uid int, mode uint32) int {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	for _, err := range []error{unix.Fchown(fd, uid, uid), unix.Ftruncate(fd, 8192), unix.Fchmod(fd, mode)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fd
+}
+
+func TestSetIDBitsGoAsOnPlainExt4(t *testing.T) {
+	const user = 65534
+	mnt, _, _ := mounted(t)
+	for what, call := range map[string]func(fd int) error{
+		"write":     func(fd int) error { _, err := unix.Pwrite(fd, []byte("x"), 0); return err },
+		"truncate":  func(fd int) error { return unix.Ftruncate(fd, 1) },
+		"fallocate": func(fd int) error { return unix.Fallocate(fd, 0, 0, 16384) },
+		"punch": func(fd int) error {
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096)
+		},
+		"copy": func(fd int) error {
+			from, to := int64(0), int64(4096)
+			_, err := unix.CopyFileRange(fd, &from, fd, &to, 100, 0)
+			return err
+		},
+		"chown to nobody new": func(fd int) error { return unix.Fchown(fd, -1, -1) },
+		"change of times":     func(fd int) error { return unix.Futimes(fd, []unix.Timeval{{}, {}}) },
+	} {
+		for _, dir := range []string{t.TempDir(), mnt} {
+			fd := file(t, filepath.Join(dir, what), user, 0o6755)
+			asNobody(t, func() error { return call(fd) })
+			want := uint32(0o755)
+			if what == "change of times" {
+				want = 0o6755
+			}
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 != want {
+				t.Errorf("%s in %s: mode is %o, want %o (%v)", what, dir, st.Mode&0o7777, want, err)
+			}
+		}
+	}
+}
+
+func TestRootKeepsSetIDBitsOfAFileWithCapabilities(t *testing.T) {
+	mnt, _, _ := mounted(t)
+	capability := []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	for _, dir := range []string{t.TempDir(), mnt} {
+		fd := file(t, filepath.Join(dir, "f"), 0, 0o6755)
+		if err := unix.Fsetxattr(fd, sys.XattrCapability, capability, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Fallocate(fd, 0, 0, 16384); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 != 0o6755 {
+			t.Errorf("%s: mode is %o, want 6755 (%v)", dir, st.Mode&0o7777, err)
+		}
+		if _, err := unix.Fgetxattr(fd, sys.XattrCapability, nil); err != unix.ENODATA {
+			t.Errorf("%s: the capabilities gave %v, want ENODATA", dir, err)
+		}
+	}
+}
+
+func TestTrustedAttributesAreListedToRootAlone(t *testing.T) {
+	mnt, _, _ := mounted(t)
+	for _, dir := range []string{t.TempDir(), mnt} {
+		fd := file(t, filepath.Join(dir, "f"), 0, 0o644)
+		for _, name := range []string{"user.a", "trusted.b", "user.c"} {
+			if err := unix.Fsetxattr(fd, name, []byte("x"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var list [100]byte
+		n, err := unix.Flistxattr(fd, list[:])
+		if err != nil || !strings.Contains(string(list[:n]), "trusted.b\x00") {
+			t.Errorf("%s: root sees %q, %v", dir, list[:n], err)
+		}
+		asNobody(t, func() error { n, err = unix.Flistxattr(fd, list[:]); return err })
+		if got := string(list[:n]); got != "user.a\x00user.c\x00" && got != "user.c\x00user.a\x00" {
+			t.Errorf("%s: nobody sees %q", dir, got)
+		}
+	}
+}
+
+func TestANewFileIsOpenForWhatItsModeForbids(t *testing.T) {
+	mnt, _, _ := mounted(t)
+	if err := os.Chmod(mnt, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := unix.Open(mnt, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
+	asNobody(t, func() error {
+		fd, err := unix.Openat(dir, "f", unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o400)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		_, err = unix.Write(fd, []byte("x"))
+		return err
+	})
+}
+
+func TestAMountThatIsGoneKeepsNoFilesWithoutAName(t *testing.T) {
+	mnt, _, v := mounted(t)
+	fd := file(t, filepath.Join(mnt, "f"), 0, 0o600)
+	var st unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &st), os.Remove(filepath.Join(mnt, "f"))); err != nil {
+		t.Fatal(err)
+	}
+	before := openDescriptors(t)
+	if err := errors.Join(unix.Unmount(mnt, unix.MNT_DETACH), unix.Close(fd)); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); openDescriptors(t) > before-3; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) { // the descriptor itself, the one that held the file, /dev/fuse
+			t.Fatalf("%d descriptors are open, %d were before", openDescriptors(t), before)
+		}
+	}
+	if v.SetReadOnly(true) != nil {
+		t.Error("the volume still speaks to a mount that is gone")
+	}
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }

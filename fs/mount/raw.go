@@ -160,9 +160,8 @@ func (r *rawFS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut
 func setting(in *fuse.SetAttrIn) volume.Setting {
 	s := volume.Setting{
 		Mode: in.Mode & 0o7777, UID: in.Uid, GID: in.Gid, Size: int64(in.Size),
-		KillPriv: in.Valid&fuse.FATTR_KILL_SUIDGID != 0,
-		Atime:    setTime(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
-		Mtime:    setTime(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
+		Atime: setTime(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
+		Mtime: setTime(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
 	}
 	for _, m := range []struct{ fuse, volume uint32 }{
 		{fuse.FATTR_MODE, volume.SetMode},
@@ -175,6 +174,10 @@ func setting(in *fuse.SetAttrIn) volume.Setting {
 			s.Valid |= m.volume
 		}
 	}
+	// A request that sets nothing is what is left of one to drop set-id bits and capabilities, which the kernel
+	// makes before it allocates or copies, and for a chown(2) that changes no owner. Root's is about
+	// capabilities alone, and those the backing filesystem drops by itself.
+	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || s.Valid == 0 && in.InHeader.Uid != 0
 	return s
 }
 
@@ -191,6 +194,9 @@ func setTime(valid, set, now uint32, sec uint64, nsec uint32) journal.Time {
 // Mknod makes a file, FIFO, socket or device.
 func (r *rawFS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	return r.made(in.NodeId, out, func(dir journal.Ident, n *volume.Inode) error {
+		if in.Mode&unix.S_IFMT == unix.S_IFREG {
+			return r.v.CreateFile(dir, name, in.Mode&0o7777, caller(&in.InHeader, in.Umask), n)
+		}
 		major := in.Rdev >> 8 & 0xfff
 		minor := in.Rdev&0xff | in.Rdev>>12&0xfff00
 		return r.v.Mknod(dir, name, in.Mode, unix.Mkdev(major, minor), caller(&in.InHeader, in.Umask), n)
@@ -235,20 +241,10 @@ func (r *rawFS) made(node uint64, out *fuse.EntryOut, call func(journal.Ident, *
 	return r.status(err)
 }
 
-// Create makes a regular file, or opens the one that has the name.
-func (r *rawFS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	return r.made(in.NodeId, &out.EntryOut, func(dir journal.Ident, n *volume.Inode) error {
-		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-		err := r.v.CreateFile(dir, name, in.Mode&0o7777, caller(&in.InHeader, in.Umask), n)
-		if err != unix.EEXIST || in.Flags&unix.O_EXCL != 0 {
-			return err
-		}
-		if err := r.v.Lookup(dir, name, n); err != nil || in.Flags&unix.O_TRUNC == 0 {
-			return err
-		}
-		killPriv := in.OpenFlags&fuse.OPEN_KILL_SUIDGID != 0
-		return r.v.SetAttr(n.ID, volume.Setting{Valid: volume.SetSize, KillPriv: killPriv}, n)
-	})
+// Create is not offered: the kernel sends MKNOD instead, and then opens the file without a message. That
+// saves the RELEASE.
+func (r *rawFS) Create(<-chan struct{}, *fuse.CreateIn, string, *fuse.CreateOut) fuse.Status {
+	return fuse.ENOSYS
 }
 
 // Tmpfile makes a file without a name.

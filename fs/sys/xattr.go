@@ -59,7 +59,12 @@ func RemoveXattr(fd int, name string) error {
 	return err
 }
 
-// Xattrs reads all attributes of an inode, sorted by name. A filesystem without any gives none.
+// btrfsProperties begins the names under which btrfs shows inode flags of its own, compression for one.
+// No other filesystem takes them.
+const btrfsProperties = "btrfs."
+
+// Xattrs reads all attributes of an inode, sorted by name, but for btrfs's properties. A filesystem without
+// any gives none.
 func Xattrs(fd int) ([]journal.Xattr, error) {
 	var small [512]byte
 	list := small[:]
@@ -76,6 +81,9 @@ func Xattrs(fd int) ([]journal.Xattr, error) {
 	}
 	var attrs []journal.Xattr
 	for _, name := range strings.Split(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+		if strings.HasPrefix(name, btrfsProperties) {
+			continue
+		}
 		value, err := xattrValue(fd, name)
 		if err == unix.ENODATA { // removed since the listing
 			continue

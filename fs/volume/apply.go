@@ -23,7 +23,7 @@ func (v *Volume) inside(change func() error) error {
 // IsEmpty reports whether the root directory has no names.
 func (v *Volume) IsEmpty() (bool, error) {
 	empty := true
-	err := v.ReadDir(v.root, 0, func(e *sys.Dirent) bool {
+	err := v.ReadDir(v.root, 0, minDirents, func(e *sys.Dirent) bool {
 		empty = e.IsDot()
 		return empty
 	})
@@ -135,7 +135,7 @@ func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
 	}
 	defer v.open.put(o)
 	if regular {
-		if err := v.resize(o, a.Size, false); err != nil {
+		if err := v.resize(o, a.Size); err != nil {
 			return err
 		}
 	}
@@ -344,8 +344,8 @@ func (v *Volume) drop(dirfd int, name string, gone func(journal.Ident) error) er
 		return err
 	}
 	last := n.IsDir() || n.Stat.Nlink == 1
-	if last && v.mounted().Refers(n.ID) {
-		if err := v.open.hold(n.ID); err != nil {
+	if last {
+		if err := v.keep(n.ID); err != nil {
 			return err
 		}
 	}
@@ -442,7 +442,7 @@ func (f *ApplyFile) Punch(e journal.Extent) error {
 func (f *ApplyFile) Truncate(size int64) error {
 	f.v.journal.Enter()
 	defer f.v.journal.Leave()
-	return f.v.resize(f.o, size, false)
+	return f.v.resize(f.o, size)
 }
 
 // Close gives the file back and has the kernel drop what it caches of the old content.

@@ -9,15 +9,19 @@ import (
 	"tandemfs/journal"
 )
 
-// direntBuffer is how much of a directory is read at once.
-const direntBuffer = 64 << 10
+// direntBuffer is how much of a directory is read at once, at most. minDirents holds an entry of any name.
+const (
+	direntBuffer = 64 << 10
+	minDirents   = 512
+)
 
 var direntBuffers = sync.Pool{New: func() any { return new([direntBuffer]byte) }}
 
 // ReadDir hands a directory's entries to yield, from a position that an entry's Off gave earlier (0: the
-// beginning), "." and ".." included, until yield returns false. Names made or removed meanwhile may or may
-// not be met, as readdir(3) has it; all others are met exactly once.
-func (v *Volume) ReadDir(dir journal.Ident, off int64, yield func(*sys.Dirent) bool) error {
+// beginning), "." and ".." included, until yield returns false. No more than about size bytes are read at
+// once: what yield has room for. Names made or removed meanwhile may or may not be met, as readdir(3) has
+// it; all others are met exactly once.
+func (v *Volume) ReadDir(dir journal.Ident, off int64, size int, yield func(*sys.Dirent) bool) error {
 	d, err := v.open.get(dir, reachDir)
 	if err != nil {
 		return err
@@ -26,7 +30,7 @@ func (v *Volume) ReadDir(dir journal.Ident, off int64, yield func(*sys.Dirent) b
 	buf := direntBuffers.Get().(*[direntBuffer]byte)
 	defer direntBuffers.Put(buf)
 	for {
-		n, err := d.entriesFrom(off, buf[:])
+		n, err := d.entriesFrom(off, buf[:min(max(size, minDirents), direntBuffer)])
 		if err != nil || n == 0 {
 			return err
 		}

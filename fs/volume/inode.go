@@ -37,7 +37,7 @@ type Setting struct {
 	Size     int64
 	Atime    journal.Time // Nsec may be UTIME_NOW or UTIME_OMIT
 	Mtime    journal.Time
-	KillPriv bool // with SetSize: the caller may not keep set-id bits and capabilities
+	KillPriv bool // a regular file's set-id bits and capabilities go
 }
 
 // SetAttr changes attributes and reads them back.
@@ -55,11 +55,14 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 		return err
 	}
 	defer v.open.put(o)
-	if s.Valid&SetSize != 0 {
-		err = v.resize(o, s.Size, s.KillPriv)
-	}
-	if err == nil && s.Valid&^SetSize != 0 {
+	if s.KillPriv || s.Valid&^SetSize != 0 {
 		err = v.journal.TouchMeta(id, imageOf(o))
+	}
+	if err == nil && s.KillPriv {
+		err = dropPrivileges(o)
+	}
+	if err == nil && s.Valid&SetSize != 0 {
+		err = v.resize(o, s.Size)
 	}
 	if err == nil {
 		err = apply(o, s)
@@ -72,7 +75,7 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 
 // resize truncates or extends a file. What a truncation takes away counts as changed up to the largest
 // offset, so that a file which grows again afterwards is known to hold zeros there.
-func (v *Volume) resize(o *openInode, size int64, killPriv bool) error {
+func (v *Volume) resize(o *openInode, size int64) error {
 	var st unix.Statx_t
 	if err := sys.Stat(o.fd, "", &st); err != nil {
 		return err
@@ -85,11 +88,6 @@ func (v *Volume) resize(o *openInode, size int64, killPriv bool) error {
 	}
 	if err != nil {
 		return err
-	}
-	if killPriv {
-		if err := dropPrivileges(o); err != nil {
-			return err
-		}
 	}
 	return sys.Truncate(o.fd, size)
 }
@@ -121,8 +119,8 @@ func apply(o *openInode, s Setting) error {
 	return nil
 }
 
-// dropPrivileges removes set-id bits and capabilities, as the kernel does when somebody without
-// CAP_FSETID changes a file's content; with FUSE's HANDLE_KILLPRIV_V2 that is the server's to do.
+// dropPrivileges removes a regular file's set-id bits and capabilities, as the kernel does when somebody
+// without CAP_FSETID changes its content; with FUSE's HANDLE_KILLPRIV_V2 that is the server's to do.
 func dropPrivileges(o *openInode) error {
 	if o.plain.Load() {
 		return nil
@@ -132,6 +130,9 @@ func dropPrivileges(o *openInode) error {
 		return err
 	}
 	mode := uint32(st.Mode)
+	if mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
 	drop := mode & unix.S_ISUID
 	if mode&(unix.S_ISGID|unix.S_IXGRP) == unix.S_ISGID|unix.S_IXGRP {
 		drop |= unix.S_ISGID

@@ -119,10 +119,22 @@ func (v *Volume) make(dir journal.Ident, name string, c Caller, out *Inode, call
 	if err := sys.AsCaller(c.UID, c.GID, func() error { return call(d.fd) }); err != nil {
 		return err
 	}
-	if err := v.statAt(d.fd, name, out); err != nil {
-		return err
+	err = v.statAt(d.fd, name, out)
+	if err == nil {
+		err = v.journal.NoteCreated(out.ID)
 	}
-	return v.journal.NoteCreated(out.ID)
+	if err != nil {
+		unmake(d.fd, name)
+	}
+	return err
+}
+
+// unmake takes back what was made but could not be recorded, for want of room: the caller is told that it
+// is not there, and the kernel keeps that in mind.
+func unmake(dirfd int, name string) {
+	if sys.Unlink(dirfd, name) == unix.EISDIR {
+		_ = sys.Rmdir(dirfd, name) // just made, so it is empty
+	}
 }
 
 // Mkdir makes a directory.
@@ -247,8 +259,8 @@ func (v *Volume) touchGoing(d *openInode, name string, n *Inode) (last bool, err
 	if err := v.journal.TouchMeta(n.ID, imageOf(o)); err != nil {
 		return false, err
 	}
-	if last && v.mounted().Refers(n.ID) {
-		err = v.open.hold(n.ID)
+	if last {
+		err = v.keep(n.ID)
 	}
 	return last, err
 }

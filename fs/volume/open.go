@@ -246,6 +246,16 @@ func (c *openCache) release(id journal.Ident) {
 	}
 }
 
+// releaseAll lets go of every inode that hold kept.
+func (c *openCache) releaseAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, o := range c.orphan {
+		delete(c.orphan, id)
+		c.retire(o)
+	}
+}
+
 // forget closes the cached descriptor of an inode that is gone, so that its blocks are freed.
 func (c *openCache) forget(id journal.Ident) {
 	c.mu.Lock()
@@ -257,14 +267,11 @@ func (c *openCache) forget(id journal.Ident) {
 
 // close closes every descriptor. Nobody may be using one.
 func (c *openCache) close() {
+	c.releaseAll()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range c.inodes {
 		c.drop(o)
-	}
-	for id, o := range c.orphan {
-		delete(c.orphan, id)
-		c.retire(o)
 	}
 	c.clock, c.hand = nil, 0
 }

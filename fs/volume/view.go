@@ -168,7 +168,7 @@ func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 	defer w.v.open.put(d)
 	var entries []Entry
 	var failed error
-	err = w.v.ReadDir(dir, 0, func(e *sys.Dirent) bool {
+	err = w.v.ReadDir(dir, 0, direntBuffer, func(e *sys.Dirent) bool {
 		if e.IsDot() {
 			return true
 		}

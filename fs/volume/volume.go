@@ -207,6 +207,29 @@ func (v *Volume) SetKernel(k Kernel) {
 
 func (v *Volume) mounted() Kernel { return *v.kernel.Load() }
 
+// KernelGone says that a mount is no more: unless another one serves the volume by now, nobody refers to
+// inodes without a name any longer.
+func (v *Volume) KernelGone(k Kernel) {
+	none := Kernel(noKernel{})
+	if now := v.kernel.Load(); *now == k && v.kernel.CompareAndSwap(now, &none) {
+		v.open.releaseAll()
+	}
+}
+
+// keep keeps an inode that is about to lose its last name open for as long as the kernel refers to it.
+func (v *Volume) keep(id journal.Ident) error {
+	if !v.mounted().Refers(id) {
+		return nil
+	}
+	if err := v.open.hold(id); err != nil {
+		return err
+	}
+	if !v.mounted().Refers(id) { // its Forget came before the hold
+		v.open.release(id)
+	}
+	return nil
+}
+
 // SetReadOnly makes every change through the mount fail with EROFS, or lets them in again, at once: when
 // it returns, no change that was let in before is still under way. A transfer may still write.
 func (v *Volume) SetReadOnly(on bool) error {

@@ -89,7 +89,7 @@ func TestTheStateDirectoryCannotBeReached(t *testing.T) {
 			t.Errorf("%s gave %v, want EPERM", what, err)
 		}
 	}
-	must(t, v.ReadDir(v.root, 0, func(e *sys.Dirent) bool {
+	must(t, v.ReadDir(v.root, 0, direntBuffer, func(e *sys.Dirent) bool {
 		if string(e.Name) == StateDir {
 			t.Error("it is listed")
 		}
