@@ -156,6 +156,13 @@ func TestTheFirstTouchWinsWhereverItsRecordIs(t *testing.T) {
 			}
 			return j
 		},
+		"frozen": func(t *testing.T, j *Journal, _ string) *Journal {
+			j.options.freeSpace = func(string) (uint64, error) { return 0, nil } // nothing is absorbed
+			for i := 0; j.frozen == nil; i++ {
+				touchMeta(t, j, Ident{Ino: 1 << 40, Gen: uint64(i)}, nil)
+			}
+			return j
+		},
 		"after a crash": func(t *testing.T, _ *Journal, dir string) *Journal { return open(t, copyOf(t, dir), small()) },
 		"after absorbing and a crash": func(t *testing.T, j *Journal, dir string) *Journal {
 			fill(t, j)

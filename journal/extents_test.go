@@ -137,8 +137,8 @@ func TestASetInPiecesAgreesWithOneSlice(t *testing.T) {
 			e := Extent{Off: r.Int64N(1 << 20)}
 			e.End = e.Off + 1 + r.Int64N(20)
 			switch {
-			case r.IntN(1000) == 0:
-				e.End = e.Off + 1 + r.Int64N(1<<17) // over several pieces
+			case r.IntN(100) == 0:
+				e.End = e.Off + 1 + r.Int64N(1<<15) // over several pieces
 			case round%2 == 1 && r.IntN(5000) == 0:
 				e.End = MaxOffset
 			case r.IntN(5000) == 0:

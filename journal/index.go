@@ -105,13 +105,6 @@ func (g *generation) name(n Epoch, key nameKey) (nameEntry, bool) {
 	return e, ok
 }
 
-func (g *generation) image(n Epoch, id Ident) []byte {
-	if g == nil || g.epochs[n] == nil {
-		return nil
-	}
-	return g.epochs[n].images[id]
-}
-
 // grow accounts for bytes of memory in an epoch.
 func (g *generation) grow(x *epochIndex, bytes, entries int) {
 	x.bytes += bytes
