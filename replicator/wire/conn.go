@@ -158,14 +158,14 @@ func (c *Conn) goLive(o Options) error {
 // handshakeError says what an error of the handshake means to a person.
 func handshakeError(err error) error {
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
 	var network net.Error
+	var alert *net.OpError // TLS tells of the peer's alerts in this form
 	switch {
 	case errors.Is(err, ErrNotTandem), errors.Is(err, ErrVersion), errors.Is(err, ErrFingerprint):
 		return err
 	case errors.As(err, &record):
 		return fmt.Errorf("%w: it does not speak TLS (what it sends begins with %q)", ErrNotTandem, record.RecordHeader[:])
-	case errors.As(err, &alert):
+	case errors.As(err, &alert) && alert.Op == "remote error":
 		return fmt.Errorf("%w: it refused the TLS handshake (%w)", ErrNotTandem, err)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the peer did not finish the handshake in time: %w", err)
