@@ -70,7 +70,26 @@ func (c *openCache) get(id journal.Ident, want reach) (*openInode, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.add(id, fd, got), nil
+	return c.addNamed(id, fd, got)
+}
+
+// addNamed is add for a descriptor that was opened by handle, which succeeds for an inode without a name too
+// while anybody has it open. Kept in the cache such a one would hold its blocks for as long as nothing
+// pushes it out. The inode is looked at under the lock: it loses its last name either before, and is seen
+// here, or after, and forget takes it out again.
+func (c *openCache) addNamed(id journal.Ident, fd int, got reach) (*openInode, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var st unix.Statx_t
+	err := sys.Stat(fd, "", &st)
+	if err == nil && st.Nlink == 0 && c.find(id) == nil {
+		err = unix.ESTALE
+	}
+	if err != nil {
+		sys.Close(fd)
+		return nil, err
+	}
+	return c.addLocked(id, fd, got), nil
 }
 
 func (c *openCache) find(id journal.Ident) *openInode {
@@ -111,6 +130,11 @@ func (c *openCache) open(id journal.Ident, want reach) (int, reach, error) {
 func (c *openCache) add(id journal.Ident, fd int, got reach) *openInode {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.addLocked(id, fd, got)
+}
+
+// addLocked is add, called with mu held.
+func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 	if old := c.find(id); old != nil {
 		if old.reach >= got {
 			sys.Close(fd)

@@ -124,6 +124,21 @@ type refersToAll struct{ noKernel }
 
 func (refersToAll) Refers(journal.Ident) bool { return true }
 
+func TestAnInodeWithoutANameIsNotOpenedAgain(t *testing.T) {
+	v := opened(t)
+	id := v.mustFile(t, v.root, "file", "content")
+	other, err := v.backing.OpenIdent(id, unix.O_RDONLY) // keeps the inode alive
+	must(t, err)
+	defer sys.Close(other)
+	must(t, v.Unlink(v.root, "file"))
+	if _, err := v.Read(id, make([]byte, 1), 0); err != unix.ESTALE {
+		t.Errorf("read gave %v, want ESTALE", err)
+	}
+	if v.open.inodes[id] != nil {
+		t.Error("a descriptor of it is kept")
+	}
+}
+
 func TestAFailedRemovalKeepsTheInodeOrdinary(t *testing.T) {
 	v := opened(t)
 	v.SetKernel(refersToAll{})
