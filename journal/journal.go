@@ -53,7 +53,7 @@ var (
 // Options of Open. The zero value gives the defaults.
 type Options struct {
 	Logger     *slog.Logger // default slog.Default()
-	MaxMemory  int          // bytes of index in memory; default 32 MiB
+	MaxMemory  int          // bytes of index in memory; default 16 MiB
 	MaxExtents int          // extents of one file in one epoch before they get coarser; default 32768
 	BootID     string       // for tests; default /proc/sys/kernel/random/boot_id
 
@@ -66,7 +66,7 @@ func (o *Options) fill() error {
 		o.Logger = slog.Default()
 	}
 	if o.MaxMemory <= 0 {
-		o.MaxMemory = 32 << 20
+		o.MaxMemory = 16 << 20
 	}
 	if o.MaxExtents <= 0 {
 		o.MaxExtents = 32768
