@@ -169,6 +169,7 @@ func TestAFailoverTakesWritesAtOnceWithThePrimaryDead(t *testing.T) {
 func TestADaemonGivesBackItsDescriptors(t *testing.T) {
 	source, target, pair := replicated(t, 4*gib, nil)
 	play(t, source.Mount, history.New(seed(t, 61)), 1000) // whatever it opens once and keeps
+	scan(t, target.Mount)
 	empty(t, source.Mount)
 	pair.Quiet(time.Minute)
 	before := [2]int{len(descriptors(t, source.Node)), len(descriptors(t, target.Node))}

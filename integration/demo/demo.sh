@@ -16,6 +16,18 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/tandem-demo-XXXXXX")
 pids=()
 disk=
 
+ended() { # PID: waits for a node that was told to end; one that does not has to say what it waits for
+    for _ in $(seq 300); do
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    echo "demo: node $1 does not end" >&2
+    kill -QUIT "$1"
+    sleep 1
+    tail -n 200 "$work"/*.log >&2
+    return 1
+}
+
 # finish ends what was started, by its id, in the reverse order. It runs however the demo ends.
 finish() {
     code=$?
@@ -27,7 +39,7 @@ finish() {
         done >&2
     fi
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do ended "$pid" || code=1; done
     for mount in $(awk -v below="$work/" 'index($2, below) == 1 { print $2 }' /proc/mounts | tac); do
         umount "$mount" || umount -l "$mount"
     done
@@ -131,12 +143,13 @@ show beta relationship authorize "$id" --create "$copy" --yes
 
 say "The first transfer"
 start_ms=$(milliseconds)
-alpha relationship status "$id" --watch &
+TANDEMFS_SOCKET=$work/alpha.sock bin/tandemfs relationship status "$id" --watch &
 watch=$!
 quiet
-echo
-kill -INT "$watch" 2>/dev/null || true
+sleep 0.2 # so that it shows the end, too
+kill "$watch" 2>/dev/null || true
 wait "$watch" 2>/dev/null || true
+echo
 echo "done after $(($(milliseconds) - start_ms)) ms"
 show "$work/compare" "$live" "$copy"
 
