@@ -168,9 +168,17 @@ func (a *applier) records(frame []byte) error {
 			return err
 		}
 		if err := a.one(&a.record); err != nil {
-			return fmt.Errorf("inode %s (%q): %w", a.record.Ident, a.record.Name, err)
+			return a.describe(err)
 		}
 	}
+}
+
+// describe says which of the source's inodes an error is about.
+func (a *applier) describe(err error) error {
+	if !a.record.Kind.IsItem() {
+		return fmt.Errorf("inode %s: %w", a.open.ident, err)
+	}
+	return fmt.Errorf("inode %s (%q): %w", a.record.Ident, a.record.Name, err)
 }
 
 // one applies one record.

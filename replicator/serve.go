@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -188,20 +189,15 @@ func host(address string) string {
 	return address
 }
 
-// withPort gives an address its port.
+// withPort checks an address and gives it its port.
 func withPort(address string) (string, error) {
-	if strings.TrimSpace(address) != address || address == "" {
+	h, port, err := net.SplitHostPort(address)
+	if err != nil { // no port, or no brackets around an IPv6 address
+		h, port = strings.TrimSuffix(strings.TrimPrefix(address, "["), "]"), strconv.Itoa(DefaultPort)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if h == "" || strings.ContainsAny(h, "/[]@ \t\n") || strings.Contains(h, ":") && net.ParseIP(h) == nil || err != nil || n == 0 {
 		return "", fmt.Errorf("%w: %q is not HOST or HOST:PORT", ErrInvalid, address)
 	}
-	if h, port, err := net.SplitHostPort(address); err == nil {
-		if h == "" || port == "" {
-			return "", fmt.Errorf("%w: %q is not HOST or HOST:PORT", ErrInvalid, address)
-		}
-		return address, nil
-	}
-	h := strings.TrimSuffix(strings.TrimPrefix(address, "["), "]")
-	if strings.Contains(h, ":") && net.ParseIP(h) == nil || strings.ContainsAny(h, "/[] ") {
-		return "", fmt.Errorf("%w: %q is not HOST or HOST:PORT", ErrInvalid, address)
-	}
-	return net.JoinHostPort(h, fmt.Sprint(DefaultPort)), nil
+	return net.JoinHostPort(h, port), nil
 }

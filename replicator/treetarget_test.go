@@ -293,3 +293,10 @@ func (v *tree) loseSeals() {
 	defer v.mu.Unlock()
 	clear(v.seals)
 }
+
+// setUnread makes the first inode of that number fail to be read; nil ends it.
+func (v *tree) setUnread(ino uint64, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.unread[journal.Ident{Ino: ino, Gen: 1}] = err
+}
