@@ -362,7 +362,7 @@ func (m *model) restarted() {
 
 func TestARandomHistoryAgreesWithTheModelThroughRestartsAndCrashes(t *testing.T) {
 	for seed := uint64(1); seed <= 3; seed++ {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { randomHistory(t, seed, 3000) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { randomHistory(t, seed, 2000) })
 	}
 }
 

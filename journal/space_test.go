@@ -97,9 +97,9 @@ func TestForgettingGivesTheDisksSpaceBack(t *testing.T) {
 }
 
 func TestMemoryIsBoundedWhateverTheNumberOfTouches(t *testing.T) {
-	touches := 100_000
+	touches := 60_000
 	if testing.Short() {
-		touches = 30_000
+		touches = 20_000
 	}
 	o := Options{MaxMemory: 1 << 20, logSize: 1 << 20}
 	j := open(t, t.TempDir(), o)
@@ -191,7 +191,7 @@ func TestExtentsAreExactUpToTheBound(t *testing.T) {
 	var all Extents
 	for i := range int64(32768) {
 		e := Extent{i * 10000, i*10000 + 1 + i%4096}
-		all = all.Add(e)
+		all = append(all, e)
 		touchData(t, j, ino(1), e, nil)
 	}
 	if got := inodesOf(t, j, 0, seal(t, j, false))[ino(1)].Extents; !same(got, all) {
