@@ -183,18 +183,42 @@ func (s *Server) SetReadOnly(on bool) error {
 	if on {
 		flags |= unix.MS_RDONLY
 	}
+	if on {
+		s.flush()
+	}
 	// A remount is refused with EBUSY while a file is open for writing. The volume refuses such writes
-	// itself from this moment on; the flag is only the second lock, and it follows.
+	// itself as soon as this returns; the flag is only the second lock.
 	err := unix.Mount("", s.mountpoint, "", flags|unix.MS_REMOUNT, "")
 	if err != nil && !(on && err == unix.EBUSY) {
 		return fmt.Errorf("remount %s: %w", s.mountpoint, err)
 	}
 	if err != nil {
+		s.awaitFlushed()
 		s.log.Warn("files are open for writing: writes to them are refused, the mount's own flag is not set")
 		return nil
 	}
 	s.flags = flags
 	return nil
+}
+
+// flush has the kernel send the dirty pages of mapped files, which nobody would take from it later.
+func (s *Server) flush() {
+	fd, err := unix.Open(s.mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Syncfs(fd)
+		unix.Close(fd)
+	}
+	if err != nil {
+		s.log.Warn("what programs wrote through maps of files may be lost", "error", err)
+	}
+}
+
+// awaitFlushed waits for the pages that flush had sent, which syncfs(2) does not do for FUSE: dropping a
+// file's pages does. Where nothing is open for writing there are none.
+func (s *Server) awaitFlushed() {
+	for _, node := range s.table.files() {
+		s.fuse.InodeNotify(node, 0, 0)
+	}
 }
 
 // Refers is volume.Kernel's.

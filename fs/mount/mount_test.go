@@ -1,8 +1,11 @@
 package mount
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -266,4 +269,67 @@ func openDescriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// mapsFile names the variable that makes this program one that writes a file through a map and waits.
+const mapsFile = "TANDEMFS_TEST_MAPS_FILE"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(mapsFile); path != "" {
+		writeThroughMap(path)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+const mappedSize = 8 << 20
+
+// writeThroughMap runs in a process of its own: a page fault on the mount stops the whole of a Go program
+// until it is served, so it must not be the one that serves.
+func writeThroughMap(path string) {
+	fd, err := unix.Open(path, unix.O_RDWR, 0)
+	if err != nil {
+		panic(err)
+	}
+	mapped, err := unix.Mmap(fd, 0, mappedSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		panic(err)
+	}
+	for i := range mapped {
+		mapped[i] = 'm'
+	}
+	os.Stdout.Write([]byte("written"))
+	os.Stdin.Read(make([]byte, 1))
+}
+
+func TestWhatWasWrittenThroughAMapIsThereWhenAVolumeBecomesReadOnly(t *testing.T) {
+	mnt, dir, v := mounted(t)
+	if err := unix.Ftruncate(file(t, filepath.Join(mnt, "f"), 0, 0o600), mappedSize); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), mapsFile+"="+filepath.Join(mnt, "f"))
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer stdin.Close()
+	if _, err := io.ReadFull(stdout, make([]byte, len("written"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.SetReadOnly(true); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(filepath.Join(dir, "f"))
+	if n := bytes.Count(content, []byte("m")); n != mappedSize || err != nil {
+		t.Errorf("%d bytes of %d are in the backing file, %v", n, mappedSize, err)
+	}
 }

@@ -3,6 +3,8 @@ package mount
 import (
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"tandemfs/journal"
 )
 
@@ -96,4 +98,17 @@ func (t *table) node(id journal.Ident) (uint64, bool) {
 	defer t.mu.RUnlock()
 	n, ok := t.nodes[id]
 	return uint64(n), ok
+}
+
+// files gives the numbers of all regular files that the kernel refers to.
+func (t *table) files() []uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var nodes []uint64
+	for n, s := range t.slots {
+		if s.lookups > 0 && s.kind == unix.S_IFREG {
+			nodes = append(nodes, uint64(n))
+		}
+	}
+	return nodes
 }

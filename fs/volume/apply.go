@@ -204,7 +204,8 @@ func (v *Volume) moveAside(d *openInode, name string) error {
 	if v.hidden(d.id, name) {
 		return unix.EPERM
 	}
-	id, err := v.backing.IdentAt(d.fd, name)
+	var n Inode
+	err := v.statAt(d.fd, name, &n)
 	if err == unix.ENOENT {
 		return nil
 	}
@@ -214,14 +215,17 @@ func (v *Volume) moveAside(d *openInode, name string) error {
 	if err := v.journal.TouchMeta(d.id, imageOf(d)); err != nil {
 		return err
 	}
-	if err := v.journal.TouchName(d.id, name, id); err != nil {
+	if err := v.journal.TouchName(d.id, name, n.ID); err != nil {
+		return err
+	}
+	if err := v.touchMoved(&n, false); err != nil {
 		return err
 	}
 	to := v.aside.newName()
 	if err := sys.Rename(d.fd, name, v.aside.fd, to, unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
-	v.aside.add(id, to)
+	v.aside.add(n.ID, to)
 	return nil
 }
 
@@ -244,6 +248,9 @@ func (v *Volume) Place(id, dir journal.Ident, name string) error {
 	var left location
 	err = v.inside(func() (err error) {
 		if err = v.makeRoom(d, name); err == nil {
+			err = v.journal.TouchMeta(id, imageOf(o))
+		}
+		if err == nil {
 			left, err = v.place(o, d, name)
 		}
 		return err

@@ -239,3 +239,32 @@ func TestCommitLeavesNothingToRemember(t *testing.T) {
 		t.Errorf("sealed %d, forgotten %d, dirty %v", n, v.journal.Forgotten(), v.journal.Dirty())
 	}
 }
+
+func TestWhatATransferMovesIsRecorded(t *testing.T) {
+	v := opened(t)
+	aside, straight := v.mustDir(t, v.root, "aside"), v.mustDir(t, v.root, "straight")
+	to, linked := v.mustDir(t, v.root, "to"), v.mustFile(t, v.root, "linked", "")
+	base, err := v.journal.Seal(false)
+	must(t, err)
+	must(t, v.MoveAside(v.root, "aside"))
+	now, err := v.journal.Seal(false)
+	must(t, err)
+	recorded := func(id journal.Ident) {
+		t.Helper()
+		c, err := v.journal.Changes(base, now)
+		must(t, err)
+		if _, ok, err := c.Inode(id); !ok || err != nil {
+			t.Errorf("%v moved unrecorded (%v)", id, err)
+		}
+	}
+	recorded(aside)
+	base = now
+	for _, id := range []journal.Ident{aside, straight, linked} {
+		must(t, v.Place(id, to, id.String()))
+	}
+	now, err = v.journal.Seal(false)
+	must(t, err)
+	for _, id := range []journal.Ident{aside, straight, linked} {
+		recorded(id)
+	}
+}

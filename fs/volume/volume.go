@@ -45,7 +45,8 @@ type Kernel interface {
 	InodeChanged(id journal.Ident, content bool)
 	// NameChanged drops what the kernel caches of a name.
 	NameChanged(dir journal.Ident, name string)
-	// SetReadOnly changes the mount's own flag.
+	// SetReadOnly changes the mount's own flag. Before it is set, what programs wrote through maps of files
+	// is written.
 	SetReadOnly(bool) error
 }
 
@@ -233,12 +234,13 @@ func (v *Volume) keep(id journal.Ident) error {
 // SetReadOnly makes every change through the mount fail with EROFS, or lets them in again, at once: when
 // it returns, no change that was let in before is still under way. A transfer may still write.
 func (v *Volume) SetReadOnly(on bool) error {
-	if on {
+	err := v.mounted().SetReadOnly(on)
+	if on { // even where the mount's flag could not be set
 		v.readOnly.Store(true)
 		v.journal.Barrier()
-		return v.mounted().SetReadOnly(true)
+		return err
 	}
-	if err := v.mounted().SetReadOnly(false); err != nil {
+	if err != nil {
 		return err
 	}
 	v.readOnly.Store(false)
