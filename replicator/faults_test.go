@@ -85,16 +85,18 @@ func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
 	p.src.config.Dial = c.dial
 	p.src.restart()
 	p.propose()
-	c.setCut(func() int64 { return 8 << 20 })
+	next := int64(8 << 20)
+	c.setCut(func() (n int64) {
+		n, next = next, -1
+		return n
+	})
 	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it breaks once", func() bool { return c.cuts.Load() == 1 })
-	c.setCut(never)
-	before := p.src.status(p.id).Progress.Bytes.Transferred
+	eventually(t, "it breaks", func() bool { return c.cuts.Load() > 0 })
 	p.same()
 	s := p.src.status(p.id)
-	if before == 0 && s.TotalWireBytes > 40<<20 || s.TotalWireBytes > 27<<20 {
+	if s.TotalWireBytes > 27<<20 {
 		t.Errorf("%d bytes were sent for 24 MiB", s.TotalWireBytes)
 	}
 	if s.Progress.Bytes.Transferred != 24<<20 || !s.Progress.First || s.Progress.PercentComplete != 100 {
@@ -150,7 +152,13 @@ func TestAMeddlerGetsNothingThrough(t *testing.T) {
 			return func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
 		},
 		"a write left out": func() func([]byte) []byte {
-			return func([]byte) []byte { return nil }
+			left := true
+			return func(b []byte) []byte {
+				if left {
+					left, b = false, nil
+				}
+				return b
+			}
 		},
 		"a write repeated": func() func([]byte) []byte {
 			return func(b []byte) []byte { return append(b, b...) }

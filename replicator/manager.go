@@ -79,7 +79,7 @@ type Manager struct {
 	ctx         context.Context // ends with Close
 	cancel      context.CancelCauseFunc
 	running     sync.WaitGroup
-	strangers   chan struct{} // a place for each connection that has not said yet what it wants
+	strangers   strangers
 
 	mu        sync.Mutex // guards what follows, and what must be decided for all relationships together
 	started   bool
@@ -92,9 +92,6 @@ type Manager struct {
 
 // errClosing ends what runs when the manager is closed.
 var errClosing = errors.New("the node is shutting down")
-
-// maxStrangers bounds connections that are not authorized yet.
-const maxStrangers = 64
 
 // NewManager loads the relationships kept in Config.Dir. It starts nothing.
 func NewManager(c Config) (*Manager, error) {
@@ -111,7 +108,7 @@ func NewManager(c Config) (*Manager, error) {
 		return nil, fmt.Errorf("this node's certificate: %w", err)
 	}
 	m := &Manager{config: c, fingerprint: Fingerprint(cert), log: c.Logger, store: store{c.Dir},
-		strangers: make(chan struct{}, maxStrangers), rels: map[string]*relationship{}, origins: map[string]*origin{}}
+		rels: map[string]*relationship{}, origins: map[string]*origin{}}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	records, stones, err := m.store.load()
 	if err != nil {

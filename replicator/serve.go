@@ -18,7 +18,7 @@ func (m *Manager) Serve(ln net.Listener) error {
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
-		return errors.Join(errClosing, ln.Close())
+		return ln.Close()
 	}
 	m.listeners = append(m.listeners, ln)
 	m.running.Add(1)
@@ -40,30 +40,19 @@ func (m *Manager) Serve(ln net.Listener) error {
 			time.Sleep(shortestPause)
 			continue
 		}
-		m.welcome(nc)
+		m.strangers.enter(nc)
+		m.running.Go(func() {
+			if err := m.peer(nc); err != nil && m.ctx.Err() == nil {
+				m.log.Info("peer", "address", nc.RemoteAddr(), "error", err)
+			}
+		})
 	}
-}
-
-// welcome gives a new connection a place, unless there are too many that nobody knows.
-func (m *Manager) welcome(nc net.Conn) {
-	select {
-	case m.strangers <- struct{}{}:
-	default:
-		m.log.Warn("too many connections of strangers", "address", nc.RemoteAddr())
-		_ = nc.Close()
-		return
-	}
-	m.running.Go(func() {
-		if err := m.peer(nc); err != nil && m.ctx.Err() == nil {
-			m.log.Info("peer", "address", nc.RemoteAddr(), "error", err)
-		}
-	})
 }
 
 // peer serves one connection.
 func (m *Manager) peer(nc net.Conn) error {
 	conn, kind, content, err := m.meet(nc)
-	<-m.strangers
+	m.strangers.leave(nc)
 	if err != nil {
 		return err
 	}
