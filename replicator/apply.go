@@ -34,11 +34,15 @@ type applier struct {
 	fresh bool
 
 	chain   wire.Chainer
-	cursor  wire.Cursor // what is applied whole; Offset belongs to the item that is open
+	cursor  wire.Cursor // what is applied whole, or in the crew's hands; Offset belongs to the item that is open
+	settled wire.Cursor // what is applied whole for sure
 	pending uint64      // the chain after the open item
 	open    openItem
 	decoder wire.Decoder
 	record  wire.Record
+	ahead   wire.Record // of the next record, while small looks ahead
+	crew    crew
+	late    []lateImage
 	dir     [2]journal.Ident // the directory that was looked up last: there, here
 
 	unsaved   int64 // bytes since the last checkpoint
@@ -59,7 +63,7 @@ type openItem struct {
 
 // newApplier recalls what the volume remembers of the relationship.
 func newApplier(vol Volume, id string, count *counters) (*applier, error) {
-	a := &applier{vol: vol, id: id, count: count}
+	a := &applier{vol: vol, id: id, count: count, crew: newCrew()}
 	a.ids = vol.Journal().Map(id)
 	if err := recall(vol.Journal(), targetKey(id), &a.memory); err != nil {
 		return nil, err
@@ -88,7 +92,7 @@ func (a *applier) begin(b wire.Begin, sourceID string) error {
 	if c.Files, c.Bytes = 0, 0; goesOn {
 		c.Files, c.Bytes = m.Cursor.Files, m.Cursor.Bytes
 	}
-	a.cursor = c
+	a.cursor, a.settled = c, c
 	a.count.set(a.cursor)
 	m.Dirty = true
 	if err := a.checkpoint(); err != nil {
@@ -159,17 +163,18 @@ func (a *applier) clearRoot() error {
 	return nil
 }
 
-// records applies one frame.
+// records applies one frame. The crew has nothing left of it afterwards.
 func (a *applier) records(frame []byte) error {
 	a.decoder.Reset(frame)
 	for {
 		ok, err := a.decoder.Next(&a.record)
-		if err != nil || !ok {
-			return err
+		if err == nil && ok {
+			if err = a.one(&a.record); err == nil {
+				continue
+			}
+			err = a.describe(err)
 		}
-		if err := a.one(&a.record); err != nil {
-			return a.describe(err)
-		}
+		return errors.Join(err, a.settle())
 	}
 }
 
@@ -183,25 +188,25 @@ func (a *applier) describe(err error) error {
 
 // one applies one record.
 func (a *applier) one(r *wire.Record) error {
-	switch r.Kind {
-	case wire.KindData, wire.KindHole:
+	if !r.Kind.IsItem() {
 		return a.content(r)
 	}
 	if err := a.finish(); err != nil {
 		return err
 	}
 	a.pending = a.chain.Next(a.cursor.Chain, r)
-	switch r.Kind {
-	case wire.KindInode:
+	if r.Kind == wire.KindInode {
 		return a.inode(r)
-	case wire.KindAttach:
-		if err := a.attach(r); err != nil {
-			return err
-		}
-	case wire.KindDetach:
-		if err := a.detach(r); err != nil {
-			return err
-		}
+	}
+	if err := a.settle(); err != nil {
+		return err
+	}
+	change := a.attach
+	if r.Kind == wire.KindDetach {
+		change = a.detach
+	}
+	if err := change(r); err != nil {
+		return err
 	}
 	return a.itemDone()
 }
@@ -224,6 +229,9 @@ func (a *applier) saveSometimes() error {
 
 // checkpoint makes what was applied so far survive the death of the process, with the cursor that says so.
 func (a *applier) checkpoint() error {
+	if err := a.settle(); err != nil {
+		return err
+	}
 	if err := a.ids.Flush(); err != nil {
 		return err
 	}
@@ -254,18 +262,25 @@ func (a *applier) directory(id journal.Ident) (journal.Ident, error) {
 	return t, err
 }
 
-// inode opens an item: what is new is made, attributes wait until the content is there.
+// inode opens an item: what is new is made, attributes wait until the content is there. A small file is
+// the crew's.
 func (a *applier) inode(r *wire.Record) error {
+	if r.Flags&wire.FlagGoesOn == 0 {
+		a.cursor.Offset = 0
+	}
+	if pieces, ok := a.small(r); ok {
+		return a.handOver(r, pieces)
+	}
 	o := openItem{active: true, isNew: r.Flags&wire.FlagNew != 0, ident: r.Ident, offset: a.cursor.Offset,
 		image: journal.Image{Attr: r.Attr, Xattrs: cloneXattrs(r.Xattrs)}}
 	var err error
 	if o.isNew {
-		o.here, err = a.newInode(r)
+		var m making
+		if m, err = a.prepare(r); err == nil {
+			o.here, err = a.produce(m)
+		}
 	} else {
 		o.here, err = a.here(r.Ident)
-	}
-	if r.Flags&wire.FlagGoesOn == 0 {
-		o.offset, a.cursor.Offset = 0, 0
 	}
 	a.open = o
 	return err
@@ -283,56 +298,65 @@ func cloneXattrs(from []journal.Xattr) []journal.Xattr {
 	return to
 }
 
-// newInode makes an inode, or finds the one that this same transfer made before it was interrupted.
-func (a *applier) newInode(r *wire.Record) (journal.Ident, error) {
-	if !a.fresh && !a.cursor.Over {
-		t, ok, err := a.again(r)
+// making is how an inode comes about.
+type making struct {
+	from     journal.Ident // on the source
+	creation Creation
+	goesOn   bool
+	fresh    bool // nothing can be there from an earlier try
+	reuse    bool // this same transfer may have made it before it was interrupted
+}
+
+// prepare says how a new inode is to be made.
+func (a *applier) prepare(r *wire.Record) (making, error) {
+	m := making{from: r.Ident, goesOn: r.Flags&wire.FlagGoesOn != 0, fresh: a.fresh, reuse: !a.fresh && !a.cursor.Over,
+		creation: Creation{Mode: r.Attr.Mode, Rdev: r.Attr.Rdev, Symlink: string(r.Symlink)}}
+	if r.Flags&wire.FlagPlaced == 0 {
+		return m, nil
+	}
+	dir, err := a.directory(r.Dir)
+	m.creation.Dir, m.creation.Name = dir, string(r.Name)
+	return m, err
+}
+
+// produce makes an inode, or finds it. It may run in several goroutines at a time.
+func (a *applier) produce(m making) (journal.Ident, error) {
+	if m.reuse {
+		t, ok, err := a.again(m)
 		if err != nil || ok {
 			return t, err
 		}
 	}
-	if r.Flags&wire.FlagGoesOn != 0 {
+	if m.goesOn {
 		return journal.Ident{}, fmt.Errorf("%w: what it would go on with is not there", errDivergence)
 	}
-	c := Creation{Mode: r.Attr.Mode, Rdev: r.Attr.Rdev, Symlink: string(r.Symlink)}
-	if r.Flags&wire.FlagPlaced != 0 {
-		dir, err := a.directory(r.Dir)
-		if err != nil {
+	if !m.fresh && !m.creation.Dir.IsZero() {
+		if err := a.vol.MoveAside(m.creation.Dir, m.creation.Name); err != nil {
 			return journal.Ident{}, err
 		}
-		c.Dir, c.Name = dir, string(r.Name)
-		if !a.fresh {
-			if err := a.vol.MoveAside(c.Dir, c.Name); err != nil {
-				return journal.Ident{}, err
-			}
-		}
 	}
-	t, err := a.vol.Create(c)
+	t, err := a.vol.Create(m.creation)
 	if err != nil {
 		return t, err
 	}
-	return t, a.ids.Put(r.Ident, t)
+	return t, a.ids.Put(m.from, t)
 }
 
 // again finds an inode that was made before and puts it in the state of a new one.
-func (a *applier) again(r *wire.Record) (journal.Ident, bool, error) {
-	t, ok, err := a.ids.Get(r.Ident)
+func (a *applier) again(m making) (journal.Ident, bool, error) {
+	t, ok, err := a.ids.Get(m.from)
 	if err != nil || !ok {
 		return t, false, err
 	}
 	if ok, err = a.vol.Exists(t); err != nil || !ok {
 		return t, false, err
 	}
-	if r.Flags&wire.FlagPlaced != 0 {
-		dir, err := a.directory(r.Dir)
-		if err == nil {
-			err = a.vol.Place(t, dir, string(r.Name))
-		}
-		if err != nil {
+	if !m.creation.Dir.IsZero() {
+		if err := a.vol.Place(t, m.creation.Dir, m.creation.Name); err != nil {
 			return t, false, err
 		}
 	}
-	if isRegular(r.Attr) && r.Flags&wire.FlagGoesOn == 0 {
+	if m.creation.Mode&typeMask == typeRegular && !m.goesOn {
 		err = a.truncate(t)
 	}
 	return t, true, err
@@ -375,7 +399,7 @@ func (a *applier) content(r *wire.Record) error {
 }
 
 // finish closes the open item: its attributes go on last, since content changes them. A new directory's
-// come with a record of their own, after what is in it.
+// come with a record of their own, after what is in it; then they wait for the crew.
 func (a *applier) finish() error {
 	o := a.open
 	if !o.active {
@@ -387,18 +411,30 @@ func (a *applier) finish() error {
 			return err
 		}
 	}
-	if !o.isNew || !isDir(o.image.Attr) {
-		if err := a.vol.SetImage(o.here, o.image); err != nil {
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
-				err = fmt.Errorf("%w: %w", errDivergence, err)
-			}
-			return fmt.Errorf("inode %s: %w", o.ident, err)
+	switch {
+	case !isDir(o.image.Attr):
+		if err := a.setImage(o.ident, o.here, o.image); err != nil {
+			return err
 		}
-	}
-	if o.isNew || !isDir(o.image.Attr) {
 		a.cursor.Files++
+	case o.isNew:
+		a.cursor.Files++
+	default:
+		a.late = append(a.late, lateImage{o.ident, o.here, o.image})
 	}
 	return a.itemDone()
+}
+
+// setImage sets an inode's attributes; from is its identity on the source.
+func (a *applier) setImage(from, here journal.Ident, image journal.Image) error {
+	err := a.vol.SetImage(here, image)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
+		err = fmt.Errorf("%w: %w", errDivergence, err)
+	}
+	if err != nil {
+		return fmt.Errorf("inode %s: %w", from, err)
+	}
+	return nil
 }
 
 // attach gives an inode a name.

@@ -38,6 +38,7 @@ func (a *applier) giveUp() error {
 		_ = f.Close() // the error that is given up for says more
 	}
 	a.open = openItem{}
+	_ = a.settle() // likewise
 	if !a.memory.Dirty {
 		return nil
 	}

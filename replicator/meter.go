@@ -11,6 +11,7 @@ type meter struct {
 	mu       sync.Mutex
 	running  bool
 	first    bool
+	rough    bool // total is a guess until expect
 	started  time.Time
 	ended    time.Time
 	done     work
@@ -53,9 +54,28 @@ func (m *meter) start(now time.Time, first, goesOn bool, before, total work, wir
 	if !goesOn || m.started.IsZero() {
 		m.started, m.percent, m.wire = now, 0, wire
 	}
-	m.running, m.first, m.ended = true, first, time.Time{}
+	m.running, m.first, m.rough, m.ended = true, first, first, time.Time{}
 	m.done, m.before, m.total = before, before, total.atLeast(before)
 	m.samples = append(m.samples[:0], sample{now, before})
+}
+
+// expect says how much there is to transfer in all, now that it was counted.
+func (m *meter) expect(total work) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.running {
+		m.total, m.rough = total.atLeast(m.done), false
+	}
+}
+
+// expected gives what expect said, zero before that.
+func (m *meter) expected() work {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rough || !m.running {
+		return work{}
+	}
+	return m.total
 }
 
 // progress notes how much is done, and reports whether that is more than before.
@@ -152,7 +172,7 @@ func (m *meter) rate(now time.Time) (float64, *float64) {
 	}
 	bytes := float64(m.done.bytes-oldest.done.bytes) / seconds
 	pace := (m.done.weight() - oldest.done.weight()) / seconds
-	if pace <= 0 || m.total.weight() <= 0 {
+	if pace <= 0 || m.total.weight() <= 0 || m.rough {
 		return bytes, nil
 	}
 	eta := (m.total.weight() - m.done.weight()) / pace

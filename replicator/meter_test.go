@@ -40,6 +40,12 @@ func TestThroughputAndTimeLeftFollowTheLastSeconds(t *testing.T) {
 	if p := m.report(now, 0); p.ETASeconds != nil {
 		t.Error("a time is left before anything is known")
 	}
+	m.progress(now.Add(time.Second), work{0, 1e6})
+	if p := m.report(now.Add(time.Second), 0); p.ETASeconds != nil {
+		t.Error("a time is left while the total is a guess")
+	}
+	m.start(now, true, false, work{}, work{0, 1e12}, 0)
+	m.expect(work{0, 100e6})
 	bytes := int64(0)
 	for i := range 100 { // ten seconds at 0.5 MB/s, then ten at 2 MB/s
 		bytes += 100e3

@@ -370,6 +370,8 @@ func (s *sourceSession) tell(stop <-chan struct{}) {
 		if b := p.RecoveryPoint.BehindSeconds; b != nil {
 			message.BehindSeconds = *b
 		}
+		total := s.r.meter.expected()
+		message.TotalFiles, message.TotalBytes = total.files, total.bytes
 		wasIdle := idle
 		idle = p.Job == JobIdle && message.BehindSeconds == 0
 		if idle && wasIdle {

@@ -237,6 +237,9 @@ func (s *targetSession) progress(content []byte) error {
 	if err := wire.Parse(content, &p); err != nil {
 		return err
 	}
+	if p.TotalFiles > 0 {
+		s.r.meter.expect(work{p.TotalFiles, p.TotalBytes})
+	}
 	s.r.mu.Lock()
 	s.r.target.behind = &behind{seconds: p.BehindSeconds, bytes: p.BehindBytes}
 	s.r.mu.Unlock()

@@ -49,6 +49,10 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 	if err := s.begin(from, p, s.expected(pl, from)); err != nil {
 		return none, err
 	}
+	if pl.changes == nil {
+		counted := s.count(ctx, view)
+		defer counted()
+	}
 	send := &sender{ctx: ctx, view: view, out: s.packer, from: from}
 	s.packer.begin(s.conn)
 	err := send.send(pl)
@@ -83,6 +87,23 @@ func (s *sourceSession) expected(p *plan, from wire.Cursor) work {
 		total.files, _, total.bytes = p.changes.Totals()
 	}
 	return total.atLeast(work{from.Files, from.Bytes})
+}
+
+// count begins to count what a first transfer has to carry. The function returned ends that.
+func (s *sourceSession) count(ctx context.Context, view View) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		total, err := census(ctx, view, s.origin.vol.Root())
+		if err == nil { // what cannot be read stops the transfer itself, which says so
+			s.r.meter.expect(total)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // begin announces the transfer.

@@ -119,9 +119,11 @@ type Failed struct {
 	Text  string `json:"text"`
 }
 
-// Progress is sent about once a second while connected: by the source how far behind the target is, by the
-// target how much it has applied.
+// Progress is sent about once a second while connected: by the source how far behind the target is and how
+// much there is to transfer in all, as soon as it has counted that; by the target how much it has applied.
 type Progress struct {
+	TotalFiles    int64   `json:"total_files,omitempty"`
+	TotalBytes    int64   `json:"total_bytes,omitempty"`
 	BehindSeconds float64 `json:"behind_seconds,omitempty"`
 	BehindBytes   int64   `json:"behind_bytes,omitempty"`
 	Items         int64   `json:"items,omitempty"`
