@@ -116,6 +116,10 @@ func asNobody(t *testing.T, call func() error) {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+			done <- errno
+			return
+		}
 		for _, id := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
 			if _, _, errno := unix.RawSyscall(id, 65534, 65534, 65534); errno != 0 {
 				done <- errno
@@ -164,15 +168,24 @@ func TestSetIDBitsGoAsOnPlainExt4(t *testing.T) {
 		"change of times":     func(fd int) error { return unix.Futimes(fd, []unix.Timeval{{}, {}}) },
 	} {
 		for _, dir := range []string{t.TempDir(), mnt} {
-			fd := file(t, filepath.Join(dir, what), user, 0o6755)
-			asNobody(t, func() error { return call(fd) })
-			want := uint32(0o755)
-			if what == "change of times" {
-				want = 0o6755
-			}
-			var st unix.Stat_t
-			if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 != want {
-				t.Errorf("%s in %s: mode is %o, want %o (%v)", what, dir, st.Mode&0o7777, want, err)
+			for _, c := range []struct{ group, before, after uint32 }{
+				{user, 0o6755, 0o755}, {user, 0o2745, 0o2745}, {user, 0o6744, 0o2744}, {100, 0o2745, 0o745}, {100, 0o2755, 0o755},
+			} {
+				fd := file(t, filepath.Join(dir, what), user, 0)
+				if err := errors.Join(unix.Fchown(fd, user, int(c.group)), unix.Fchmod(fd, c.before)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := unix.Pwrite(fd, []byte("by root, who drops nothing"), 0); err != nil {
+					t.Fatal(err)
+				}
+				asNobody(t, func() error { return call(fd) })
+				if what == "change of times" {
+					c.after = c.before
+				}
+				var st unix.Stat_t
+				if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 != c.after {
+					t.Errorf("%s in %s: mode %o became %o, want %o (%v)", what, dir, c.before, st.Mode&0o7777, c.after, err)
+				}
 			}
 		}
 	}

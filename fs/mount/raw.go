@@ -175,9 +175,12 @@ func setting(in *fuse.SetAttrIn) volume.Setting {
 		}
 	}
 	// A request that sets nothing is what is left of one to drop set-id bits and capabilities, which the kernel
-	// makes before it allocates or copies, and for a chown(2) that changes no owner. Root's is about
+	// makes before it writes, allocates or copies, and for a chown(2) that changes no owner. Root's is about
 	// capabilities alone, and those the backing filesystem drops by itself.
 	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || s.Valid == 0 && in.InHeader.Uid != 0
+	if s.Group = volume.AnyGroup; in.InHeader.Uid != 0 {
+		s.Group = int64(in.InHeader.Gid)
+	}
 	return s
 }
 

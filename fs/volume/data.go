@@ -41,7 +41,7 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 		return 0, err
 	}
 	if killPriv {
-		if err := dropPrivileges(o); err != nil {
+		if err := dropPrivileges(o, AnyGroup); err != nil {
 			return 0, err
 		}
 	}

@@ -37,7 +37,8 @@ type Setting struct {
 	Size     int64
 	Atime    journal.Time // Nsec may be UTIME_NOW or UTIME_OMIT
 	Mtime    journal.Time
-	KillPriv bool // a regular file's set-id bits and capabilities go
+	KillPriv bool  // a regular file's set-id bits and capabilities go
+	Group    int64 // with KillPriv: the caller's, or AnyGroup
 }
 
 // SetAttr changes attributes and reads them back.
@@ -59,7 +60,7 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 		err = v.journal.TouchMeta(id, imageOf(o))
 	}
 	if err == nil && s.KillPriv {
-		err = dropPrivileges(o)
+		err = dropPrivileges(o, s.Group)
 	}
 	if err == nil && s.Valid&SetSize != 0 {
 		err = v.resize(o, s.Size)
@@ -119,9 +120,14 @@ func apply(o *openInode, s Setting) error {
 	return nil
 }
 
+// AnyGroup stands for a caller whose group does not matter, as root's.
+const AnyGroup = -1
+
 // dropPrivileges removes a regular file's set-id bits and capabilities, as the kernel does when somebody
-// without CAP_FSETID changes its content; with FUSE's HANDLE_KILLPRIV_V2 that is the server's to do.
-func dropPrivileges(o *openInode) error {
+// without CAP_FSETID changes its content; with FUSE's HANDLE_KILLPRIV_V2 that is the server's to do. A
+// set-group-id bit without the group's right to execute goes where the file is of another group than group,
+// if that is known; the caller's further groups are not. It stays where group is AnyGroup.
+func dropPrivileges(o *openInode, group int64) error {
 	if o.plain.Load() {
 		return nil
 	}
@@ -134,8 +140,8 @@ func dropPrivileges(o *openInode) error {
 		return nil
 	}
 	drop := mode & unix.S_ISUID
-	if mode&(unix.S_ISGID|unix.S_IXGRP) == unix.S_ISGID|unix.S_IXGRP {
-		drop |= unix.S_ISGID
+	if mode&unix.S_IXGRP != 0 || group != AnyGroup && group != int64(st.Gid) {
+		drop |= mode & unix.S_ISGID
 	}
 	if drop != 0 {
 		if err := sys.Chmod(o.fd, mode&^drop); err != nil {
@@ -145,7 +151,7 @@ func dropPrivileges(o *openInode) error {
 	if err := sys.RemoveXattr(o.fd, sys.XattrCapability); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
 		return err
 	}
-	o.plain.Store(true)
+	o.plain.Store(mode&^drop&unix.S_ISGID == 0)
 	return nil
 }
 
