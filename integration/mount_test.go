@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tandemfs/integration/history"
 	"tandemfs/integration/lab"
 )
 
@@ -75,6 +76,30 @@ func TestSetUserIDProgramsAndDevicesWorkUnlessTheMountWasAskedOtherwise(t *testi
 				t.Errorf("writing to a device: %v", err)
 			}
 		})
+	}
+}
+
+func TestNobodyTakesSetIDBitsFromAFileOfOthers(t *testing.T) {
+	v := newVolume(t, alone(t), "data", lab.Ext4, smallDisk, nil)
+	program := write(t, "a program", v.Mount, "program")
+	check(t, unix.Chmod(program, 0o6755))
+	stranger := history.Users[1]
+	for name, try := range map[string]func() error{
+		"chown to whom it belongs":   func() error { return unix.Chown("program", 0, 0) },
+		"chown to nobody in special": func() error { return unix.Chown("program", -1, -1) },
+		"chmod":                      func() error { return unix.Chmod("program", 0o755) },
+		"truncate":                   func() error { return unix.Truncate("program", 1) },
+		"open for writing":           func() error { return openAndWrite("program", unix.O_WRONLY) },
+		"set a capability":           func() error { return unix.Setxattr("program", "security.capability", nil, 0) },
+		"remove a capability":        func() error { return unix.Removexattr("program", "security.capability") },
+	} {
+		err := history.As(stranger, v.Mount, try)
+		var st unix.Stat_t
+		check(t, unix.Stat(program, &st))
+		if st.Mode&0o7777 != 0o6755 {
+			t.Errorf("%s gave %v, and took set-id bits away: the mode is %04o", name, err, st.Mode&0o7777)
+			check(t, unix.Chmod(program, 0o6755))
+		}
 	}
 }
 

@@ -109,6 +109,21 @@ func newWorker(dir string, u User) (*worker, error) {
 	return w, <-started
 }
 
+// As lets f run in a directory as a user, with the usual umask of 022.
+func As(u User, dir string, f func() error) error {
+	w, err := newWorker(dir, u)
+	if err != nil {
+		return fmt.Errorf("act as user %d in %s: %w", u.UID, dir, err)
+	}
+	w.do(func() {
+		unix.Umask(0o022)
+		err = f()
+	})
+	close(w.jobs)
+	<-w.ended
+	return err
+}
+
 // become changes the calling thread only, which the raw system calls do and the wrappers do not.
 func become(dir string, u User) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
