@@ -40,11 +40,14 @@ type T interface {
 // Prefix starts the name of every directory that the lab makes under the system's temporary directory.
 const Prefix = "tandem-lab-"
 
+// own is the prefix of this process's directories: others may run tests at the same time.
+var own = fmt.Sprintf("%s%d-", Prefix, os.Getpid())
+
 // Dir makes a directory that belongs to the test. At its end everything that is still mounted below the
 // directory is unmounted, whoever mounted it, and the directory removed.
 func Dir(t T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", Prefix)
+	dir, err := os.MkdirTemp("", own)
 	if err != nil {
 		t.Fatalf("make a directory: %v", err)
 	}

@@ -109,7 +109,7 @@ func buildBinary() (string, func(), error) {
 		_, err := os.Stat(given)
 		return given, func() {}, err
 	}
-	dir, err := os.MkdirTemp("", Prefix)
+	dir, err := os.MkdirTemp("", own)
 	if err != nil {
 		return "", nil, err
 	}

@@ -98,14 +98,14 @@ func (s *Stock) mounts() error {
 	return err
 }
 
-// loops counts the loop devices whose image the lab made.
+// loops counts the loop devices whose image this process made.
 func (s *Stock) loops() error {
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if image, err := os.ReadFile(f); err == nil && strings.Contains(string(image), Prefix) {
+		if image, err := os.ReadFile(f); err == nil && strings.Contains(string(image), own) {
 			s.things["loop device: "+f]++
 		}
 	}
