@@ -174,7 +174,8 @@ func TestADaemonGivesBackItsDescriptors(t *testing.T) {
 	pair.Quiet(time.Minute)
 	before := [2]int{len(descriptors(t, source.Node)), len(descriptors(t, target.Node))}
 	play(t, source.Mount, history.New(seed(t, 62)), 3000)
-	scan(t, target.Mount)
+	pair.Quiet(time.Minute)
+	scan(t, target.Mount) // so that the target's kernel refers to all that is removed next
 	empty(t, source.Mount)
 	pair.Quiet(time.Minute)
 	for i, n := range []*lab.Node{source.Node, target.Node} {
