@@ -27,28 +27,22 @@ func census(ctx context.Context, view View, root journal.Ident) (work, error) {
 		}
 		for _, e := range entries {
 			attr, err := view.Stat(e.Ident)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return total, err
+			}
+			if _, counted := linked[e.Ident]; counted || err != nil {
+				continue
 			}
 			if isDir(attr) {
 				dirs = append(dirs, e.Ident)
 			} else if attr.Nlink > 1 {
-				if _, counted := linked[e.Ident]; counted {
-					continue
-				}
 				linked[e.Ident] = struct{}{}
 			}
-			total.files++
-			if isRegular(attr) {
-				size, err := content(view, e.Ident, attr.Size)
-				if err != nil {
-					return total, err
-				}
-				total.bytes += size
+			bytes, err := content(view, e.Ident, attr)
+			if err != nil {
+				return total, err
 			}
+			total = work{total.files + 1, total.bytes + bytes}
 		}
 	}
 	return total, nil
@@ -58,7 +52,11 @@ func census(ctx context.Context, view View, root journal.Ident) (work, error) {
 const worthLooking = 1 << 20
 
 // content gives how much of a file is data. Small files are taken to have no holes.
-func content(view View, id journal.Ident, size int64) (int64, error) {
+func content(view View, id journal.Ident, attr journal.Attr) (int64, error) {
+	if !isRegular(attr) {
+		return 0, nil
+	}
+	size := attr.Size
 	if size < worthLooking {
 		return size, nil
 	}

@@ -435,3 +435,54 @@ func TestADeadPeerIsLeftByClose(t *testing.T) {
 	}
 	close(blocked)
 }
+
+// Operation n of the target fails, for every n until a transfer runs through; now and then a node is started
+// anew before it is tried again.
+func TestATransferThatFailsAnywhereGoesOn(t *testing.T) {
+	p := newPair(t)
+	fill(p.from)
+	p.from.remove(p.from.root, "large")
+	p.create().same()
+	for n, done := int64(1), false; !done; n++ {
+		var at atomic.Int64
+		p.to.setBroken(func(string) error {
+			if at.Add(1) == n {
+				return errIO
+			}
+			return nil
+		})
+		turnAround(p.from, n)
+		if n%8 == 0 {
+			eventually(t, "it fails or passes", func() bool { return at.Load() >= n || p.src.status(p.id).Job == JobIdle })
+			[]*testNode{p.src, p.dst}[n/8%2].restart()
+		}
+		p.same()
+		done = at.Load() < n
+	}
+}
+
+// turnAround changes a tree in several ways at once; two times make nearly what was before.
+func turnAround(v *tree, n int64) {
+	name := func(odd, even string) string {
+		if n%2 == 1 {
+			return odd
+		}
+		return even
+	}
+	old, fresh := name("d", "e"), name("e", "d")
+	v.rename(v.root, old, v.root, fresh)
+	made := v.mkdir(v.root, name("made", "made again"))
+	v.file(made, "small", fmt.Sprint(n))
+	v.hardlink(v.at(fresh+"/f1"), made, "link")
+	if n > 1 {
+		before := name("made again", "made")
+		v.rename(v.root, before, made, "before")
+		v.remove(v.at(name("made", "made again")+"/before"), "link")
+		v.remove(v.at(name("made", "made again")+"/before"), "small")
+		if n > 2 {
+			v.remove(v.at(name("made", "made again")+"/before"), "before")
+		}
+	}
+	v.write(v.at(fresh+"/f2"), n*100, "changed")
+	v.exchange(v.root, "link0", v.root, "link5")
+}

@@ -1,0 +1,171 @@
+package replicator
+
+import (
+	"io/fs"
+	"maps"
+	"slices"
+	"sync"
+
+	"tandemfs/journal"
+)
+
+// The reading side of a tree.
+
+func (v *tree) Seal() (View, error) {
+	v.ops.Lock()
+	defer v.ops.Unlock()
+	n, err := v.j.Seal(true)
+	if err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	nodes := map[journal.Ident]*node{}
+	for id, n := range v.nodes {
+		nodes[id] = n.clone()
+	}
+	v.seals[n] = nodes
+	return &treeView{v: v, epoch: n, nodes: nodes}, nil
+}
+
+func (v *tree) View(n journal.Epoch) (View, error) {
+	if err := v.j.Hold(n); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	nodes := v.seals[n]
+	if nodes == nil {
+		v.j.Release(n)
+		return nil, fs.ErrNotExist
+	}
+	return &treeView{v: v, epoch: n, nodes: nodes}, nil
+}
+
+func (v *tree) Usage() (inodes, bytes int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, n := range v.nodes {
+		inodes++
+		bytes += n.attr.Size
+	}
+	return inodes, bytes
+}
+
+// treeView is a View of a tree.
+type treeView struct {
+	v     *tree
+	epoch journal.Epoch
+	nodes map[journal.Ident]*node
+	once  sync.Once
+}
+
+func (w *treeView) Epoch() journal.Epoch { return w.epoch }
+
+func (w *treeView) Close() error {
+	w.once.Do(func() { w.v.j.Release(w.epoch) })
+	return nil
+}
+
+func (w *treeView) get(id journal.Ident) (*node, error) {
+	if n := w.nodes[id]; n != nil {
+		return n, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (w *treeView) Stat(id journal.Ident) (journal.Attr, error) {
+	n, err := w.get(id)
+	if err != nil {
+		return journal.Attr{}, err
+	}
+	return n.attr, nil
+}
+
+func (w *treeView) Lookup(dir journal.Ident, name string) (journal.Ident, error) {
+	n, err := w.get(dir)
+	if err != nil {
+		return journal.Ident{}, err
+	}
+	return n.names[name], nil
+}
+
+func (w *treeView) ReadDir(dir journal.Ident) ([]DirEntry, error) {
+	n, err := w.get(dir)
+	if err != nil {
+		return nil, err
+	}
+	var entries []DirEntry
+	for _, name := range slices.Sorted(maps.Keys(n.names)) {
+		entries = append(entries, DirEntry{name, n.names[name]})
+	}
+	return entries, nil
+}
+
+func (w *treeView) Readlink(id journal.Ident) (string, error) {
+	n, err := w.get(id)
+	if err != nil {
+		return "", err
+	}
+	return n.link, nil
+}
+
+func (w *treeView) Xattrs(id journal.Ident) ([]journal.Xattr, error) {
+	n, err := w.get(id)
+	if err != nil {
+		return nil, err
+	}
+	var out []journal.Xattr
+	for _, k := range slices.Sorted(maps.Keys(n.xattrs)) {
+		out = append(out, journal.Xattr{Name: k, Value: []byte(n.xattrs[k])})
+	}
+	return out, nil
+}
+
+func (w *treeView) Open(id journal.Ident) (File, error) {
+	w.v.mu.Lock()
+	defer w.v.mu.Unlock()
+	if err := w.v.unread[id]; err != nil {
+		return nil, err
+	}
+	if !w.v.live {
+		n, err := w.get(id)
+		return treeFile{n}, err
+	}
+	if n := w.v.nodes[id]; n != nil {
+		return treeFile{n.clone()}, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+type treeFile struct{ n *node }
+
+func (f treeFile) ReadAt(p []byte, off int64) (int, error) { return f.n.readAt(p, off) }
+func (f treeFile) Close() error                            { return nil }
+
+func (f treeFile) NextData(off, end int64) (journal.Extent, bool, error) {
+	end = min(end, f.n.attr.Size)
+	for at := off; at < end; {
+		start := at / block * block
+		if f.n.content[start] != nil {
+			stop := start + block
+			for f.n.content[stop] != nil {
+				stop += block
+			}
+			return journal.Extent{Off: at, End: min(stop, end)}, true, nil
+		}
+		at = f.n.nextBlock(start)
+	}
+	return journal.Extent{}, false, nil
+}
+
+// nextBlock gives the first block with data after start.
+func (n *node) nextBlock(start int64) int64 {
+	next := int64(journal.MaxOffset)
+	for s := range n.content {
+		if s > start {
+			next = min(next, s)
+		}
+	}
+	return next
+}
