@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -98,7 +99,8 @@ type Journal struct {
 	changed chan struct{}
 
 	// gate is held for reading by every changing operation and for writing by Seal. It is taken before mu.
-	gate sync.RWMutex
+	gate       sync.RWMutex
+	operations atomic.Uint64 // calls of Enter
 
 	// mu guards all that follows. It is never held while the store is read or written.
 	mu        sync.Mutex
@@ -279,7 +281,13 @@ func (j *Journal) signal() {
 }
 
 // Enter begins a changing operation and waits while a seal is made. It must not be nested.
-func (j *Journal) Enter() { j.gate.RLock() }
+func (j *Journal) Enter() {
+	j.gate.RLock()
+	j.operations.Add(1)
+}
+
+// Operations counts the calls of Enter since Open: how busy the volume is.
+func (j *Journal) Operations() uint64 { return j.operations.Load() }
 
 // Leave ends what Enter began.
 func (j *Journal) Leave() { j.gate.RUnlock() }

@@ -61,17 +61,19 @@ type openItem struct {
 	offset int64     // up to where the content is applied
 }
 
-// newApplier recalls what the volume remembers of the relationship.
-func newApplier(vol Volume, id string, count *counters) (*applier, error) {
+// newApplier recalls what the volume remembers of the relationship. With distrust, after a power cut, what
+// was not committed is not built on.
+func newApplier(vol Volume, id string, count *counters, distrust bool) (*applier, error) {
 	a := &applier{vol: vol, id: id, count: count, crew: newCrew()}
 	a.ids = vol.Journal().Map(id)
 	if err := recall(vol.Journal(), targetKey(id), &a.memory); err != nil {
 		return nil, err
 	}
-	if !vol.Journal().Clean() { // a power cut: what was not committed cannot be built on
-		a.memory.Dirty, a.memory.Cursor = true, nil
+	if !distrust {
+		return a, nil
 	}
-	return a, nil
+	a.memory.Dirty, a.memory.Cursor = true, nil
+	return a, remember(vol.Journal(), targetKey(id), &a.memory)
 }
 
 // position is what the source is told.

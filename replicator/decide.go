@@ -153,8 +153,8 @@ func (m *Manager) Delete(_ context.Context, id string) error {
 	}
 	r.stopJob()
 	rec := r.snapshot()
-	if err := m.release(r); err != nil {
-		return err
+	if err := m.release(r); err != nil { // what it keeps goes when the volume is used again
+		m.log.Warn("the source volume cannot be told of the deletion", "relationship", id, "error", err)
 	}
 	if err := m.forgetRelationship(r, "it was deleted"); err != nil {
 		return err

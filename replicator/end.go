@@ -2,7 +2,6 @@ package replicator
 
 import (
 	"errors"
-	"io/fs"
 	"time"
 
 	"tandemfs/journal"
@@ -74,14 +73,12 @@ func (r *relationship) endSession(reason string, tell bool) {
 }
 
 // unclaim makes a target volume an ordinary one: what a transfer has left aside is dropped, and the
-// mount accepts writes. A volume that is not there has nothing to undo.
+// mount accepts writes. A volume that is not open is not read-only either.
 func (m *Manager) unclaim(rec record) error {
 	vol, err := m.config.Volumes.Volume(rec.Target.Volume)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
-		return err
+		m.log.Warn("the target volume is not there to be freed", "relationship", rec.ID, "volume", rec.Target.Volume, "error", err)
+		return nil
 	}
 	if vol.ID() != rec.TargetID {
 		return nil

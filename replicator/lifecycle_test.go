@@ -497,3 +497,30 @@ func TestATargetThatWasPutBackIsRefused(t *testing.T) {
 		return s.Job == JobFailed && strings.Contains(s.LastError, "anew")
 	})
 }
+
+func TestAPowerCutIsNotTrustedOnEitherEnd(t *testing.T) {
+	p := newPair(t).create()
+	newHistory(p.from, 1).run(100)
+	p.same()
+	p.dst.stop()
+	p.to.powerCut(t)
+	newHistory(p.from, 2).run(40)
+	p.dst.start()
+	p.same() // the target has its recovery point and builds on that
+
+	p.src.stop()
+	p.from.powerCut(t)
+	p.src.start()
+	eventually(t, "the source says what to do", func() bool {
+		s := p.src.status(p.id)
+		return s.Job == JobFailed && strings.Contains(s.LastError, "create it anew")
+	})
+	if err := p.src.Delete(background, p.id); err != nil {
+		t.Fatal(err)
+	}
+	p.propose()
+	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{AllowNonEmpty: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.same()
+}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"tandemfs/journal"
 )
 
 // relationship is one relationship as this end has it: what is kept of it, and what is known of its
@@ -37,6 +39,8 @@ type relationship struct {
 type targetEnd struct {
 	session *targetSession // the connection that transfers come over; nil without
 	behind  *behind        // what the source says; nil while it is not connected
+	// trusted is the journal, as it is open now, whose memory of a transfer can be built on.
+	trusted *journal.Journal
 }
 
 // behind is how far the target is behind the source.

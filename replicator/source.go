@@ -12,8 +12,15 @@ import (
 	"tandemfs/replicator/wire"
 )
 
-// gather is how long a job waits after a change for those that come with it.
-const gather = 2 * time.Millisecond
+// How a job waits after a change for those that come with it: a moment after a few, and while there are
+// burst of them in each burstGather up to longestGather, so that a file that is written or a tree that is
+// unpacked goes at once.
+const (
+	shortGather   = 2 * time.Millisecond
+	burstGather   = 20 * time.Millisecond
+	longestGather = 500 * time.Millisecond
+	burst         = 20 // operations
+)
 
 // lastWord is how long an end of the conversation waits for what the peer says of it, or for it to be heard.
 const lastWord = 300 * time.Millisecond
@@ -301,9 +308,26 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err := wait(ctx, gather); err != nil {
+		if err := s.gather(ctx); err != nil {
 			return err
 		}
+	}
+}
+
+// gather waits a little after the first change, and longer while many come, for those that belong together.
+func (s *sourceSession) gather(ctx context.Context) error {
+	j := s.origin.vol.Journal()
+	before := j.Operations()
+	end := time.Now().Add(longestGather)
+	for pause := shortGather; ; pause = burstGather {
+		if err := wait(ctx, pause); err != nil {
+			return err
+		}
+		now := j.Operations()
+		if now-before < burst || time.Now().After(end) {
+			return nil
+		}
+		before = now
 	}
 }
 

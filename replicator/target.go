@@ -142,15 +142,31 @@ func (s *targetSession) open(m *Manager, a wire.Attach) error {
 	if err := vol.SetReadOnly(true); err != nil {
 		return err
 	}
-	if s.applier, err = newApplier(vol, s.r.id, &s.count); err != nil {
+	if s.applier, err = newApplier(vol, s.r.id, &s.count, s.r.distrusts(vol)); err != nil {
 		return err
 	}
+	s.r.trust(vol)
 	pos := s.applier.position()
 	pos.VolumeID, pos.Path, pos.ReadOnly = vol.ID(), vol.Path(), true
 	s.r.knowPoint(pos.Epoch, pos.Time)
 	s.r.setJob(JobIdle)
 	s.conn.AllowRecords()
 	return s.conn.Send(wire.TypePosition, pos)
+}
+
+// distrusts reports whether the volume's journal was opened after a power cut and no session has dealt
+// with that yet (rule A2).
+func (r *relationship) distrusts(vol Volume) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !vol.Journal().Clean() && r.target.trusted != vol.Journal()
+}
+
+// trust is for when that is dealt with.
+func (r *relationship) trust(vol Volume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.target.trusted = vol.Journal()
 }
 
 // serve receives until the connection ends; what has arrived whole by then is applied.

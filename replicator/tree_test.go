@@ -16,9 +16,11 @@ import (
 // tree is a volume in memory over a real journal. Its views are exact copies. What a filesystem would do
 // to times it does with a clock of its own, so that a transfer has something to put right.
 type tree struct {
-	name string
-	j    *journal.Journal
-	root journal.Ident
+	name  string
+	j     *journal.Journal
+	dir   string // the journal's
+	boots int
+	root  journal.Ident
 
 	ops      sync.Mutex // held for each changing operation and for a seal; taken before mu
 	mu       sync.Mutex
@@ -57,12 +59,13 @@ func (n *node) clone() *node {
 }
 
 func newTree(t testing.TB, name string) *tree {
-	j, err := journal.Open(t.TempDir(), journal.Options{})
+	dir := t.TempDir()
+	j, err := journal.Open(dir, journal.Options{BootID: "boot 0"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.Close() })
-	v := &tree{name: name, j: j, nodes: map[journal.Ident]*node{}, nextIno: 2, gens: map[uint64]uint64{},
+	v := &tree{name: name, j: j, dir: dir, nodes: map[journal.Ident]*node{}, nextIno: 2, gens: map[uint64]uint64{},
 		aside: map[journal.Ident]int{}, seals: map[journal.Epoch]map[journal.Ident]*node{}, unread: map[journal.Ident]error{}}
 	root := v.node(typeDir | 0o755)
 	root.attr.Nlink = 2

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"syscall"
+	"testing"
 
 	"tandemfs/journal"
 )
@@ -299,4 +301,23 @@ func (v *tree) setUnread(ino uint64, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.unread[journal.Ident{Ino: ino, Gen: 1}] = err
+}
+
+// powerCut makes the journal one that was not closed before another boot. What it had on disk is taken
+// to have survived.
+func (v *tree) powerCut(t testing.TB) {
+	t.Helper()
+	v.boots++
+	copied := t.TempDir()
+	no(os.CopyFS(copied, os.DirFS(v.dir)))
+	no(v.j.Close())
+	j, err := journal.Open(copied, journal.Options{BootID: fmt.Sprint("boot ", v.boots)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.Clean() {
+		t.Fatal("the journal takes itself for clean")
+	}
+	t.Cleanup(func() { j.Close() })
+	v.j, v.dir = j, copied
 }

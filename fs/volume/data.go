@@ -13,13 +13,31 @@ const maxCopy = 16 << 20
 
 // Read reads content; n < len(p) with a nil error means the end of the file.
 func (v *Volume) Read(id journal.Ident, p []byte, off int64) (int, error) {
-	o, err := v.open.get(id, reachRead)
+	c, err := v.Content(id)
 	if err != nil {
 		return 0, err
 	}
-	defer v.open.put(o)
-	return sys.ReadAt(o.fd, p, off)
+	defer c.Close()
+	return sys.ReadAt(c.o.fd, p, off)
 }
+
+// Content is a file's content, held open for one reading.
+type Content struct {
+	v *Volume
+	o *openInode
+}
+
+// Content gives a regular file's content; the caller closes it.
+func (v *Volume) Content(id journal.Ident) (Content, error) {
+	o, err := v.open.get(id, reachRead)
+	return Content{v: v, o: o}, err
+}
+
+// FD is a descriptor that the content can be read from until Close.
+func (c Content) FD() int { return c.o.fd }
+
+// Close gives the content back.
+func (c Content) Close() { c.v.open.put(c.o) }
 
 // Write writes the pieces one after the other. killPriv: the caller may not keep set-id bits and
 // capabilities. What was written before an error counts: then n > 0 and the error is nil, as write(2) has it.
