@@ -51,6 +51,10 @@ type Server struct {
 // maxWrite is the largest request: FUSE_MAX_MAX_PAGES of 4 KiB.
 const maxWrite = 1 << 20
 
+// maxRead is the largest read request. What the kernel reads ahead comes as several of them, served side by
+// side, so that one waits for the disk while another is copied.
+const maxRead = 256 << 10
+
 // readAhead is how far the kernel reads ahead, in KiB.
 const readAhead = 1024
 
@@ -105,7 +109,7 @@ func mountFlags(o Options, readOnly bool) uintptr {
 func (s *Server) fuseOptions(o Options) *fuse.MountOptions {
 	return &fuse.MountOptions{
 		AllowOther:               true,
-		Options:                  []string{"default_permissions"},
+		Options:                  []string{"default_permissions", fmt.Sprint("max_read=", maxRead)},
 		FsName:                   s.volume.Path(),
 		Name:                     fsType,
 		DirectMountStrict:        true,
