@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/sbin:/sbin
 
 # The packages whose tests mount filesystems; the race detector looks at all others.
 MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab
@@ -41,7 +42,7 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 	done
 
 bench-mount: build ## the mount against the native directory and go-fuse's loopback (BENCH="-rounds 5 -rows small")
-	integration/install.sh e2fsprogs iproute2
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
 	go build -o bin/benchmount ./integration/benchmount
 	TANDEMFS_TEST_BINARY=$(CURDIR)/bin/tandemfs bin/benchmount $(BENCH)
 

@@ -57,7 +57,7 @@ func main() {
 func parse() options {
 	var o options
 	rows := flag.String("rows", ".", "measure the rows whose names match this regular `expression`")
-	mib := flag.Int64("size", 64, "size of the large file, in MiB")
+	mib := flag.Int64("size", 128, "size of the large file, in MiB")
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each contender does each row")
 	flag.IntVar(&o.files, "files", 3000, "how many small files")
 	flag.StringVar(&o.dir, "dir", "", "an existing `directory` to work in (default: a new filesystem on a loop device)")
