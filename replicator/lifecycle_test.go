@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -287,9 +288,9 @@ func TestADeletedTransferLeavesNothingAside(t *testing.T) {
 	p := newPair(t).create()
 	newHistory(p.from, 1).run(100)
 	p.same()
-	var n int
+	var n atomic.Int64
 	p.to.setBroken(func(string) error {
-		if n++; n > 20 {
+		if n.Add(1) > 20 {
 			return errIO
 		}
 		return nil
