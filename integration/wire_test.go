@@ -148,3 +148,17 @@ func TestTheFirstTransferCarriesAnExistingSparseFileAsItIs(t *testing.T) {
 		t.Errorf("the target's data map is %+v, want %+v", e, want)
 	}
 }
+
+func TestAHoleAtTheEndOfAFileIsAHoleOnTheCopy(t *testing.T) {
+	source, target, pair := replicated(t, smallDisk, func(dir string) {
+		overwrite(t, write(t, "", dir, "file"), 0, random(181_121, seed(t, 55)))
+	})
+	pair.Quiet(time.Minute)
+	source.Node.Must("relationship", "disable", pair.ID) // so that all of it goes over in one transfer
+	path := filepath.Join(source.Mount, "file")
+	check(t, os.Truncate(path, 0))
+	check(t, os.Truncate(path, 38_608)) // ends within a block that the target still has
+	overwrite(t, path, 30_281, random(3_243, seed(t, 56)))
+	source.Node.Must("relationship", "enable", pair.ID)
+	sameCopy(t, "after the transfer", source, target, pair)
+}
