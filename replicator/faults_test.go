@@ -19,11 +19,14 @@ import (
 	"tandemfs/replicator/wire"
 )
 
-// setCut makes the source's connections break after a number of bytes.
+// setCut makes the source's connections break after a number of bytes, the one it has and those to come.
 func (c *cutter) setCut(after func() int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.after = after
+	if c.last != nil {
+		c.last.limit(after())
+	}
 }
 
 func never() int64 { return -1 }
@@ -85,10 +88,11 @@ func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
 	p.src.config.Dial = c.dial
 	p.src.restart()
 	p.propose()
-	next := int64(8 << 20)
-	c.setCut(func() (n int64) {
-		n, next = next, -1
-		return n
+	c.setCut(func() int64 {
+		if c.cuts.Load() > 0 {
+			return -1
+		}
+		return 8 << 20
 	})
 	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{}); err != nil {
 		t.Fatal(err)

@@ -191,6 +191,7 @@ func TestARandomHistoryEndsTheSameOnBothSides(t *testing.T) {
 type cutter struct {
 	mu    sync.Mutex
 	after func() int64 // for the next connection; negative: never
+	last  *cutConn
 	cuts  atomic.Int64
 }
 
@@ -200,19 +201,23 @@ func (c *cutter) dial(ctx context.Context, address string) (net.Conn, error) {
 		return nil, err
 	}
 	c.mu.Lock()
-	after := c.after()
-	c.mu.Unlock()
-	cut := &cutConn{Conn: nc, c: c}
-	cut.left.Store(after)
-	cut.limited = after >= 0
-	return cut, nil
+	defer c.mu.Unlock()
+	c.last = &cutConn{Conn: nc, c: c}
+	c.last.limit(c.after())
+	return c.last, nil
 }
 
 type cutConn struct {
 	net.Conn
 	c       *cutter
 	left    atomic.Int64
-	limited bool
+	limited atomic.Bool
+}
+
+// limit makes the connection break after so many more bytes; never when that is negative.
+func (c *cutConn) limit(after int64) {
+	c.left.Store(after)
+	c.limited.Store(after >= 0)
 }
 
 func (c *cutConn) Read(p []byte) (int, error) {
@@ -222,7 +227,7 @@ func (c *cutConn) Read(p []byte) (int, error) {
 }
 
 func (c *cutConn) Write(p []byte) (int, error) {
-	if c.limited {
+	if c.limited.Load() {
 		if left := max(c.left.Load(), 0); int64(len(p)) > left {
 			n, _ := c.Conn.Write(p[:left])
 			c.spend(len(p))
@@ -236,7 +241,7 @@ func (c *cutConn) Write(p []byte) (int, error) {
 
 // spend cuts the connection when its bytes are used up.
 func (c *cutConn) spend(n int) {
-	if c.limited && c.left.Add(int64(-n)) <= 0 {
+	if c.limited.Load() && c.left.Add(int64(-n)) <= 0 {
 		c.c.cuts.Add(1)
 		c.Conn.Close()
 	}
