@@ -134,7 +134,11 @@ func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
 		return err
 	}
 	defer v.open.put(o)
-	if regular {
+	var n Inode
+	if err := v.statOpen(o, &n); err != nil {
+		return err
+	}
+	if regular && int64(n.Stat.Size) != a.Size {
 		if err := v.resize(o, a.Size); err != nil {
 			return err
 		}
@@ -142,14 +146,15 @@ func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
 	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
 		return err
 	}
-	s := Setting{Valid: SetUID | SetGID, UID: a.UID, GID: a.GID}
-	if err := apply(o, s); err != nil {
-		return err
+	if n.Stat.Uid != a.UID || n.Stat.Gid != a.GID {
+		if err := apply(o, Setting{Valid: SetUID | SetGID, UID: a.UID, GID: a.GID}); err != nil {
+			return err
+		}
 	}
 	if err := replaceXattrs(o.fd, img.Xattrs); err != nil {
 		return err
 	}
-	s = Setting{Valid: SetTimes, Atime: a.Atime, Mtime: a.Mtime}
+	s := Setting{Valid: SetTimes, Atime: a.Atime, Mtime: a.Mtime}
 	if a.Mode&unix.S_IFMT != unix.S_IFLNK { // a symbolic link's mode is always 0777
 		s.Valid |= SetMode
 		s.Mode = a.Mode & 0o7777
