@@ -387,6 +387,10 @@ func (a *applier) content(r *wire.Record) error {
 	}
 	if r.Kind == wire.KindHole {
 		o.offset = r.Off + r.Len
+		if o.offset >= o.image.Attr.Size {
+			// A punch leaves the block that the file ends in where the target's file is longer still.
+			return o.file.Truncate(r.Off)
+		}
 		return o.file.Punch(journal.Extent{Off: r.Off, End: o.offset})
 	}
 	if _, err := o.file.WriteAt(r.Data, r.Off); err != nil {

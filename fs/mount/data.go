@@ -81,7 +81,8 @@ func (r *rawFS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint
 	if !status.Ok() {
 		return 0, status
 	}
-	n, err := r.v.Copy(from, int64(in.OffIn), to, int64(in.OffOut), int64(min(in.Len, 1<<30)))
+	n, err := r.v.Copy(from, int64(in.OffIn), to, int64(in.OffOut), int64(min(in.Len, 1<<30)),
+		in.InHeader.Uid != 0)
 	return uint32(n), r.status(err)
 }
 
@@ -91,7 +92,8 @@ func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if !status.Ok() {
 		return status
 	}
-	return r.status(r.v.Allocate(id, in.Mode, int64(in.Offset), int64(in.Length)))
+	return r.status(r.v.Allocate(id, in.Mode, int64(in.Offset), int64(in.Length),
+		in.InHeader.Uid != 0))
 }
 
 // Lseek finds data and holes.

@@ -174,12 +174,15 @@ func setting(in *fuse.SetAttrIn) volume.Setting {
 			s.Valid |= m.volume
 		}
 	}
-	// A request that sets nothing is what is left of one to drop set-id bits and capabilities, which the kernel
-	// makes before it writes, allocates or copies, and for a chown(2) that changes no owner. Root's is about
-	// capabilities alone, and those the backing filesystem drops by itself.
-	s.KillPriv = in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || s.Valid == 0 && in.InHeader.Uid != 0
+	s.KillPriv, s.Owner = in.Valid&fuse.FATTR_KILL_SUIDGID != 0, volume.AnyOwner
 	if s.Group = volume.AnyGroup; in.InHeader.Uid != 0 {
 		s.Group = int64(in.InHeader.Gid)
+	}
+	// A request that sets nothing is what is left of a chown(2) that changes no owner, and of what the
+	// kernel asks for before it writes, allocates or copies. The first may be anybody's, and is for the
+	// file's owner to make; the others drop set-id bits and capabilities themselves.
+	if s.Valid == 0 && in.InHeader.Uid != 0 {
+		s.KillPriv, s.Owner = true, int64(in.InHeader.Uid)
 	}
 	return s
 }

@@ -58,10 +58,8 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + int64(size)}, imageOf(o)); err != nil {
 		return 0, err
 	}
-	if killPriv {
-		if err := dropPrivileges(o, AnyGroup); err != nil {
-			return 0, err
-		}
+	if err := o.killPriv(killPriv); err != nil {
+		return 0, err
 	}
 	for _, p := range pieces {
 		m, err := sys.WriteAt(o.fd, p, off+int64(n))
@@ -76,8 +74,8 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 	return n, nil
 }
 
-// Allocate is fallocate(2) with the modes that the backing filesystem has.
-func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64) error {
+// Allocate is fallocate(2) with the modes that the backing filesystem has; killPriv as for Write.
+func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64, killPriv bool) error {
 	if err := v.enter(); err != nil {
 		return err
 	}
@@ -93,11 +91,14 @@ func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64) erro
 	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + length}, imageOf(o)); err != nil {
 		return err
 	}
+	if err := o.killPriv(killPriv); err != nil {
+		return err
+	}
 	return sys.Fallocate(o.fd, mode, off, length)
 }
 
-// Copy is copy_file_range(2); it may copy less than n.
-func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut int64, n int64) (int, error) {
+// Copy is copy_file_range(2); it may copy less than n. killPriv as for Write.
+func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut int64, n int64, killPriv bool) (int, error) {
 	if err := v.enter(); err != nil {
 		return 0, err
 	}
@@ -114,6 +115,9 @@ func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut i
 	defer v.open.put(to)
 	n = min(n, maxCopy, journal.MaxOffset-offOut)
 	if err := v.journal.TouchData(out, journal.Extent{Off: offOut, End: offOut + n}, imageOf(to)); err != nil {
+		return 0, err
+	}
+	if err := to.killPriv(killPriv); err != nil {
 		return 0, err
 	}
 	return sys.CopyRange(from.fd, offIn, to.fd, offOut, int(n))

@@ -39,6 +39,7 @@ type Setting struct {
 	Mtime    journal.Time
 	KillPriv bool  // a regular file's set-id bits and capabilities go
 	Group    int64 // with KillPriv: the caller's, or AnyGroup
+	Owner    int64 // with KillPriv: only of a file that belongs to this user; AnyOwner: of anybody's
 }
 
 // SetAttr changes attributes and reads them back.
@@ -60,7 +61,7 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 		err = v.journal.TouchMeta(id, imageOf(o))
 	}
 	if err == nil && s.KillPriv {
-		err = dropPrivileges(o, s.Group)
+		err = s.killPriv(o)
 	}
 	if err == nil && s.Valid&SetSize != 0 {
 		err = v.resize(o, s.Size)
@@ -72,6 +73,35 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 		return err
 	}
 	return v.statOpen(o, out)
+}
+
+// AnyOwner stands for the owner where that does not matter.
+const AnyOwner = -1
+
+// killPriv drops what the setting asks for. Where the file is of another user than s.Owner that is only a
+// set-group-id bit without the group's right to execute: nothing but the kernel's asking tells that this
+// one has to go, since it alone knows the caller's groups.
+func (s *Setting) killPriv(o *openInode) error {
+	var st unix.Statx_t
+	if err := sys.Stat(o.fd, "", &st); err != nil {
+		return err
+	}
+	if s.Owner == AnyOwner || s.Owner == int64(st.Uid) {
+		return dropPrivileges(o, s.Group)
+	}
+	mode := uint32(st.Mode)
+	if mode&unix.S_IFMT != unix.S_IFREG || mode&(unix.S_ISGID|unix.S_IXGRP) != unix.S_ISGID || s.Group == int64(st.Gid) {
+		return nil
+	}
+	return sys.Chmod(o.fd, mode&^unix.S_ISGID)
+}
+
+// killPriv drops set-id bits and capabilities before a change of content, if the caller may not keep them.
+func (o *openInode) killPriv(kill bool) error {
+	if !kill {
+		return nil
+	}
+	return dropPrivileges(o, AnyGroup)
 }
 
 // resize truncates or extends a file. What a truncation takes away counts as changed up to the largest

@@ -207,7 +207,7 @@ func TestAReadOnlyVolumeRefusesEveryChange(t *testing.T) {
 	must(t, v.SetReadOnly(true))
 	var n Inode
 	_, writeErr := v.Write(id, [][]byte{[]byte("y")}, 0, false)
-	_, copyErr := v.Copy(id, 0, id, 10, 1)
+	_, copyErr := v.Copy(id, 0, id, 10, 1, false)
 	for what, err := range map[string]error{
 		"write": writeErr, "copy": copyErr,
 		"create":      v.CreateFile(v.root, "g", 0o644, Caller{}, &n),
@@ -222,7 +222,7 @@ func TestAReadOnlyVolumeRefusesEveryChange(t *testing.T) {
 		"setattr":     v.SetAttr(id, Setting{Valid: SetMode, Mode: 0}, &n),
 		"setxattr":    v.SetXattr(id, "user.a", nil, 0, false),
 		"removexattr": v.RemoveXattr(id, "user.a"),
-		"fallocate":   v.Allocate(id, 0, 0, 10),
+		"fallocate":   v.Allocate(id, 0, 0, 10, false),
 		"setflags":    v.SetFlags(id, false, 0),
 	} {
 		if err != unix.EROFS {
