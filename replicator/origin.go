@@ -207,7 +207,10 @@ func (o *origin) drop(r *relationship) error {
 
 // confirm notes that the target holds the pending transfer's seal.
 func (o *origin) confirm(r *relationship) error {
-	return o.settle(r, func(e *sourceEnd) { e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time })
+	return o.settle(r, func(e *sourceEnd) {
+		e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time
+		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
+	})
 }
 
 // settle ends the pending transfer, if there is one.

@@ -63,8 +63,11 @@ func RemoveXattr(fd int, name string) error {
 // No other filesystem takes them.
 const btrfsProperties = "btrfs."
 
-// Xattrs reads all attributes of an inode, sorted by name, but for btrfs's properties. A filesystem without
-// any gives none.
+// xfsACLs begins the names under which XFS shows POSIX ACLs a second time, as it stores them.
+const xfsACLs = "trusted.SGI_ACL_"
+
+// Xattrs reads all attributes of an inode, sorted by name, but for those that stand for something else on
+// one filesystem only: btrfs's properties and XFS's own form of ACLs. A filesystem without any gives none.
 func Xattrs(fd int) ([]journal.Xattr, error) {
 	var small [512]byte
 	list := small[:]
@@ -81,7 +84,7 @@ func Xattrs(fd int) ([]journal.Xattr, error) {
 	}
 	var attrs []journal.Xattr
 	for _, name := range strings.Split(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
-		if strings.HasPrefix(name, btrfsProperties) {
+		if strings.HasPrefix(name, btrfsProperties) || strings.HasPrefix(name, xfsACLs) {
 			continue
 		}
 		value, err := xattrValue(fd, name)

@@ -179,7 +179,7 @@ func replaceXattrs(fd int, want []journal.Xattr) error {
 			continue
 		}
 		if !keep {
-			if err := sys.RemoveXattr(fd, x.Name); err != nil {
+			if err := sys.RemoveXattr(fd, x.Name); err != nil && err != unix.ENODATA {
 				return err
 			}
 		}
