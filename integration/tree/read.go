@@ -48,7 +48,7 @@ func readNames(dir int) ([]string, error) {
 }
 
 // readXattrs reads all extended attributes of what the path names. The ACLs are asked for by name too,
-// for not every filesystem lists them.
+// for not every filesystem lists them. XFS's own form of them, which it lists besides, is left out.
 func readXattrs(path string, list func(string, []byte) (int, error), get func(string, string, []byte) (int, error)) (map[string]string, error) {
 	buf := make([]byte, 64<<10)
 	n, err := list(path, buf)
@@ -59,7 +59,7 @@ func readXattrs(path string, list func(string, []byte) (int, error), get func(st
 	names = append(names, "system.posix_acl_access", "system.posix_acl_default")
 	var all map[string]string
 	for _, name := range names {
-		if name == "" {
+		if name == "" || strings.HasPrefix(name, "trusted.SGI_ACL_") {
 			continue
 		}
 		n, err := get(path, name, buf)
