@@ -28,7 +28,7 @@ type Changes struct {
 }
 
 // Changes gives the union of the records in (after, upto]. It fails with ErrGone when epochs after `after`
-// are forgotten, and with ErrNotSealed when upto is not sealed.
+// are forgotten, unless a seal before them is held, and with ErrNotSealed when upto is not sealed.
 func (j *Journal) Changes(after, upto Epoch) (*Changes, error) {
 	c := &Changes{j, after, upto}
 	if _, err := c.layers(); err != nil {
@@ -49,8 +49,8 @@ func (c *Changes) layers() ([]layer, error) {
 	c.j.mu.Lock()
 	defer c.j.mu.Unlock()
 	s := &c.j.state
-	if c.after < s.forgotten {
-		return nil, fmt.Errorf("%w: up to %d, changes were asked for after %d", ErrGone, s.forgotten, c.after)
+	if gone := s.useless(); c.after < gone {
+		return nil, fmt.Errorf("%w: up to %d, changes were asked for after %d", ErrGone, gone, c.after)
 	}
 	if c.upto >= s.epoch {
 		return nil, fmt.Errorf("%w: %d", ErrNotSealed, c.upto)
@@ -165,6 +165,25 @@ func (c *Changes) Inode(id Ident) (InodeChange, bool, error) {
 	}
 	change, ok := unite(id, versions)
 	return change, ok, c.stillKept(nil)
+}
+
+// Where gives one name that an inode had when it was first touched in one of the epochs, the last of them
+// that knows; false when none does.
+func (c *Changes) Where(id Ident) (dir Ident, name string, ok bool, err error) {
+	layers, err := c.layers()
+	if err != nil {
+		return dir, "", false, err
+	}
+	for i := len(layers) - 1; i >= 0 && !ok && err == nil; i-- {
+		var at nameKey
+		if l := layers[i]; l.index != nil {
+			at, ok = l.index.where[id]
+		} else {
+			at, ok, err = c.j.store.where(l.epoch, id)
+		}
+		dir, name = at.dir, at.name
+	}
+	return dir, name, ok, err
 }
 
 // inodeIn looks an inode up in a layer; nil when it is not there. The index must not change any more.

@@ -145,7 +145,7 @@ func TestCleanTellsAPowerCutFromACleanCloseAndFromADeadProcess(t *testing.T) {
 }
 
 func TestTheFirstTouchWinsWhereverItsRecordIs(t *testing.T) {
-	never := func() (Image, error) { return Image{}, errors.New("a second image was asked for") }
+	never := before(func() (Image, error) { return Image{}, errors.New("a second image was asked for") })
 	for name, between := range map[string]func(*testing.T, *Journal, string) *Journal{
 		"in memory": func(_ *testing.T, j *Journal, _ string) *Journal { return j },
 		"absorbed and dropped": func(t *testing.T, j *Journal, _ string) *Journal {

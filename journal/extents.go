@@ -9,6 +9,15 @@ import (
 // the empty set. All operations leave their inputs as they were.
 type Extents []Extent
 
+// outward extends an extent to whole blocks.
+func (e Extent) outward(block int64) Extent {
+	e.Off -= e.Off % block
+	if rest := e.End % block; rest > 0 && e.End <= MaxOffset-block {
+		e.End += block - rest
+	}
+	return e
+}
+
 // Covers reports whether every byte of e is in the set. An empty extent is covered by any set.
 func (x Extents) Covers(e Extent) bool {
 	if e.End <= e.Off {

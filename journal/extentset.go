@@ -42,6 +42,15 @@ func (s *extentSet) covers(e Extent) bool {
 	return s.count > 0 && s.pieces[s.at(e.Off)].Covers(e)
 }
 
+// within gives the bytes of e that are in the set.
+func (s *extentSet) within(e Extent) Extents {
+	var out Extents
+	for i := s.at(e.Off); i < len(s.pieces) && s.pieces[i][0].Off < e.End; i++ {
+		out = append(out, s.pieces[i].Intersect(e)...)
+	}
+	return out
+}
+
 // overlap is the number of bytes of e that are in the set.
 func (s *extentSet) overlap(e Extent) (n int64) {
 	for i := s.at(e.Off); i < len(s.pieces) && s.pieces[i][0].Off < e.End; i++ {

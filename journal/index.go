@@ -36,19 +36,21 @@ type epochIndex struct {
 	names  map[nameKey]nameEntry
 	last   map[Ident]string // the name touched last in a directory: the head of its list
 	images map[Ident][]byte // encoded before images; guarded by the journal's mutex at all times
-	bytes  int              // estimated
+	where  map[Ident]nameKey
+	bytes  int // estimated
 }
 
 // What the entries take, measured on maps of a million entries: see TestMemoryEstimate.
 const (
 	inodeBytes  = 100
 	nameBytes   = 160
+	whereBytes  = 100
 	extentBytes = 20
 )
 
 func newEpochIndex() *epochIndex {
 	return &epochIndex{inodes: map[Ident]*inodeEntry{}, names: map[nameKey]nameEntry{},
-		last: map[Ident]string{}, images: map[Ident][]byte{}}
+		last: map[Ident]string{}, images: map[Ident][]byte{}, where: map[Ident]nameKey{}}
 }
 
 func (x *epochIndex) addName(key nameKey, was Ident, unsaved bool) {
@@ -128,6 +130,12 @@ func (g *generation) putImage(n Epoch, id Ident, image []byte) {
 	x := g.epoch(n)
 	x.images[id] = image
 	g.grow(x, inodeBytes+len(image), 1)
+}
+
+func (g *generation) putWhere(n Epoch, id Ident, at nameKey) {
+	x := g.epoch(n)
+	x.where[id] = at
+	g.grow(x, whereBytes+len(at.name), 1)
 }
 
 // drop forgets the epochs up to and including upto.

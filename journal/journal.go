@@ -56,7 +56,10 @@ type Options struct {
 	Logger     *slog.Logger // default slog.Default()
 	MaxMemory  int          // bytes of index in memory; default 16 MiB
 	MaxExtents int          // extents of one file in one epoch before they get coarser; default 32768
-	BootID     string       // for tests; default /proc/sys/kernel/random/boot_id
+	// Block, in bytes: while a seal is held extents are recorded in whole blocks of this size, so that each is
+	// kept once, and as a whole: a filesystem can share it then, or say that it was a hole. Default 1.
+	Block  int64
+	BootID string // for tests; default /proc/sys/kernel/random/boot_id
 
 	logSize   int                              // bytes of each intent log; default 8 MiB
 	freeSpace func(dir string) (uint64, error) // bytes that root can still use; default statfs
@@ -73,6 +76,7 @@ func (o *Options) fill() error {
 		o.MaxExtents = 32768
 	}
 	o.MaxExtents = max(o.MaxExtents, 2)
+	o.Block = max(o.Block, 1)
 	if o.logSize == 0 {
 		o.logSize = 8 << 20
 	}

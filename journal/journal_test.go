@@ -49,12 +49,12 @@ func touchName(t testing.TB, j *Journal, dir Ident, name string, was Ident) {
 	must(t, inside(j, func() error { return j.TouchName(dir, name, was) }))
 }
 
-func touchData(t testing.TB, j *Journal, id Ident, e Extent, was func() (Image, error)) {
+func touchData(t testing.TB, j *Journal, id Ident, e Extent, was Before) {
 	t.Helper()
 	must(t, inside(j, func() error { return j.TouchData(id, e, was) }))
 }
 
-func touchMeta(t testing.TB, j *Journal, id Ident, was func() (Image, error)) {
+func touchMeta(t testing.TB, j *Journal, id Ident, was Before) {
 	t.Helper()
 	must(t, inside(j, func() error { return j.TouchMeta(id, was) }))
 }
@@ -71,7 +71,14 @@ func seal(t testing.TB, j *Journal, hold bool) Epoch {
 	return n
 }
 
-func imageOf(size int64) func() (Image, error) {
+// before is a Before that has attributes only.
+type before func() (Image, error)
+
+func (b before) Image() (Image, error)      { return b() }
+func (before) Keep(Epoch, Extents) error    { return nil }
+func (before) Where() (Ident, string, bool) { return Ident{}, "", false }
+
+func imageOf(size int64) before {
 	return func() (Image, error) { return testImage(size), nil }
 }
 
@@ -168,11 +175,11 @@ func TestTheUnionOfEpochsHasWhatWasTouchedInThem(t *testing.T) {
 func TestWhatWasCreatedInAnEpochNeedsNoFinerRecords(t *testing.T) {
 	j := open(t, t.TempDir(), Options{})
 	created(t, j, ino(10))
-	before := j.written
-	touchData(t, j, ino(10), Extent{0, 10}, func() (Image, error) { return Image{}, errors.New("called") })
+	written := j.written
+	touchData(t, j, ino(10), Extent{0, 10}, before(func() (Image, error) { return Image{}, errors.New("called") }))
 	touchName(t, j, ino(10), "x", Ident{})
-	if j.written != before {
-		t.Errorf("%d records were written", j.written-before)
+	if j.written != written {
+		t.Errorf("%d records were written", j.written-written)
 	}
 	seal(t, j, false)
 	touchName(t, j, ino(10), "y", Ident{})

@@ -193,6 +193,11 @@ func absorbEpoch(b *badger.WriteBatch, n Epoch, x *epochIndex, images bool) erro
 	if !images {
 		return nil
 	}
+	for id, at := range x.where {
+		if err := b.Set(inodeKey(keyWhere, n, id), append(putIdent(nil, at.dir), at.name...)); err != nil {
+			return err
+		}
+	}
 	for id, image := range x.images {
 		if err := b.Set(inodeKey(keyImage, n, id), image); err != nil {
 			return err
@@ -221,7 +226,7 @@ func (j *Journal) sweep() error {
 		}
 	}
 	for _, n := range useless {
-		if err := j.sweepKeys(n, keyInode, keyName); err != nil {
+		if err := j.sweepKeys(n, keyInode, keyName, keyWhere); err != nil {
 			return err
 		}
 	}
@@ -231,7 +236,7 @@ func (j *Journal) sweep() error {
 	}
 	for _, n := range useless {
 		delete(j.state.stored, n)
-		delete(j.state.totals, n)
+		j.state.forgetTotals(n)
 	}
 	j.mu.Unlock()
 	if err := j.saveState(); err != nil {

@@ -216,4 +216,16 @@ func (j *Journal) State(key string) (value []byte, err error) {
 	return value, err
 }
 
+// States gives all values whose keys begin with prefix, by their keys.
+func (j *Journal) States(prefix string) (map[string][]byte, error) {
+	values := map[string][]byte{}
+	err := j.store.scan(stateKey(prefix), nil, func(item *badger.Item) (bool, error) {
+		return true, item.Value(func(v []byte) error {
+			values[string(item.Key()[1:])] = append([]byte{}, v...)
+			return nil
+		})
+	})
+	return values, err
+}
+
 func stateKey(key string) []byte { return append([]byte{keyValue}, key...) }

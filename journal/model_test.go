@@ -96,7 +96,7 @@ func (m *model) nextAction(r *rand.Rand) action {
 	case p < 985 && len(m.held) > 0:
 		a.kind, a.epoch = "release", pick(r, m.held)
 	case p < 990 && len(m.held) > 0:
-		a.kind, a.epoch = "hold", m.lowestHeld()+Epoch(r.IntN(int(m.epoch-m.lowestHeld())))
+		a.kind, a.epoch = "hold", pick(r, m.held)
 	default:
 		a.kind, a.epoch = "forget", m.forgotten+Epoch(r.IntN(int(m.epoch-m.forgotten)))
 	}
@@ -151,7 +151,7 @@ func (m *model) touch(a action) {
 	if i.what&Created != 0 || i.removed {
 		return
 	}
-	if i.what == 0 && len(m.held) > 0 {
+	if i.what == 0 && len(m.held) > 0 && !m.newSinceHeld(a.id) {
 		e.images[a.id] = a.size
 	}
 	i.what |= Meta
@@ -160,6 +160,20 @@ func (m *model) touch(a action) {
 		i.tail = i.tail || a.extent.End == MaxOffset
 		i.bytes.set(Extent{a.extent.Off, min(a.extent.End, modelEnd)})
 	}
+}
+
+// newSinceHeld reports whether no held seal has the inode.
+func (m *model) newSinceHeld(id Ident) bool {
+	newest := Epoch(0)
+	for n := range m.held {
+		newest = max(newest, n)
+	}
+	for n := newest + 1; n < m.epoch; n++ {
+		if e := m.epochs[n]; e != nil && e.inodes[id] != nil && e.inodes[id].what&Created != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // run does the action to a journal.

@@ -17,6 +17,7 @@ import (
 //	held     | 5 | epoch |
 //	released | 6 | epoch |
 //	forgot   | 7 | epoch |
+//	where    | 8 | epoch | ino | gen | dir ino | dir gen | name, to the end |
 //
 // docs/format-journal.md has a worked example.
 type record struct {
@@ -26,7 +27,7 @@ type record struct {
 	what   What
 	extent Extent
 	image  []byte // an encoded Image; empty: none
-	was    Ident
+	was    Ident  // what the name stood for; of a where record, the directory
 	name   string
 	hold   bool
 }
@@ -41,6 +42,7 @@ const (
 	recordHeld     recordKind = 5
 	recordReleased recordKind = 6
 	recordForgot   recordKind = 7
+	recordWhere    recordKind = 8
 )
 
 const (
@@ -70,7 +72,7 @@ func appendRecord(b []byte, r *record) []byte {
 		b = binary.AppendUvarint(b, uint64(r.extent.Off))
 		b = binary.AppendUvarint(b, uint64(r.extent.Len()))
 		b = append(b, r.image...)
-	case recordName:
+	case recordName, recordWhere:
 		b = appendIdent(appendIdent(b, r.ident), r.was)
 		b = append(b, r.name...)
 	case recordRemoved:
@@ -98,7 +100,7 @@ func decodeRecord(p []byte) (record, error) {
 		r.extent = d.extent(0)
 		r.image = d.take()
 		d.check(r.what != 0 && r.what&^allWhat == 0 && len(r.image) <= maxImage)
-	case recordName:
+	case recordName, recordWhere:
 		r.ident, r.was = d.ident(), d.ident()
 		r.name = string(d.take())
 		d.check(len(r.name) > 0 && len(r.name) <= maxName)

@@ -22,17 +22,14 @@ func (j *Journal) Seal(hold bool) (Epoch, error) {
 	return n, nil
 }
 
-// Hold says that a view of seal n is needed: the before images of later epochs are kept until Release.
-// Holds are counted. It fails with ErrNotHeld when the images were not kept all along, which they were only
-// when n or an older seal is held now.
+// Hold says that one more needs the view of seal n: the before images of later epochs are kept until each
+// has called Release. It fails with ErrNotHeld unless n is held already: what a seal needs is kept from the
+// moment of the seal or not at all.
 func (j *Journal) Hold(n Epoch) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.checkView(n); err != nil {
 		return err
-	}
-	if j.state.held[n] == 0 {
-		return j.control(record{kind: recordHeld, epoch: n})
 	}
 	j.state.held[n]++
 	return nil
@@ -67,12 +64,12 @@ func (j *Journal) Held() []Epoch {
 	return slices.Sorted(maps.Keys(j.state.held))
 }
 
-// checkView fails unless the journal can tell what was at seal n.
+// checkView fails unless the journal can tell what was at seal n. mu is held.
 func (j *Journal) checkView(n Epoch) error {
 	if n >= j.state.epoch {
 		return fmt.Errorf("%w: %d", ErrNotSealed, n)
 	}
-	if j.state.lowestHeld() > n {
+	if j.state.held[n] == 0 {
 		return fmt.Errorf("%w: %d", ErrNotHeld, n)
 	}
 	return nil
@@ -102,4 +99,11 @@ func (j *Journal) Forgotten() Epoch {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.state.forgotten
+}
+
+// Holding reports whether any seal is held, so that before images are kept.
+func (j *Journal) Holding() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.state.held) > 0
 }

@@ -82,7 +82,7 @@ func TestForgettingGivesTheDisksSpaceBack(t *testing.T) {
 	large.Xattrs[0].Value = make([]byte, 3000)
 	for i := range 12_000 {
 		touchName(t, j, ino(i), strings.Repeat("x", 200), ino(i))
-		touchMeta(t, j, ino(i), func() (Image, error) { return large, nil })
+		touchMeta(t, j, ino(i), before(func() (Image, error) { return large, nil }))
 	}
 	two := seal(t, j, false)
 	must(t, j.Forget(two))

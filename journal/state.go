@@ -21,6 +21,7 @@ type state struct {
 	absorbed  uint64             // the last generation of the log that is in the store whole
 	held      map[Epoch]int      // how many hold a seal
 	totals    map[Epoch]*totals  // of every epoch that has or had a record
+	order     []Epoch            // the keys of totals, ascending; nil: to be sorted anew
 	stored    map[Epoch]struct{} // the epochs that may have records in the store
 }
 
@@ -36,20 +37,53 @@ func (s *state) isStored(n Epoch) bool {
 // markStored notes that an epoch may have records in the store.
 func (s *state) markStored(n Epoch) {
 	s.stored[n] = struct{}{}
-	if s.totals[n] == nil {
-		s.totals[n] = &totals{}
+	s.total(n)
+}
+
+// total gives an epoch's totals, made when absent; new says that they were.
+func (s *state) total(n Epoch) (t *totals, new bool) {
+	t = s.totals[n]
+	if t == nil {
+		t, new = &totals{}, true
+		s.totals[n] = t
+		if last := len(s.order) - 1; last >= 0 && s.order[last] < n {
+			s.order = append(s.order, n)
+		} else {
+			s.order = nil
+		}
 	}
+	return t, new
+}
+
+// forgetTotals drops an epoch's totals: it has no records any more.
+func (s *state) forgetTotals(n Epoch) {
+	delete(s.totals, n)
+	s.order = nil
+}
+
+// sorted gives the epochs that may have records, ascending.
+func (s *state) sorted() []Epoch {
+	if s.order == nil {
+		s.order = slices.Sorted(maps.Keys(s.totals))
+	}
+	return s.order
+}
+
+// next gives the first epoch after n that may have records, or never.
+func (s *state) next(n Epoch) Epoch {
+	all := s.sorted()
+	if i, _ := slices.BinarySearch(all, n+1); n != never && i < len(all) {
+		return all[i]
+	}
+	return never
 }
 
 // within lists the epochs in (after, upto] that may have records, ascending.
 func (s *state) within(after, upto Epoch) []Epoch {
 	var list []Epoch
-	for n := range s.totals {
-		if n > after && n <= upto {
-			list = append(list, n)
-		}
+	for n := s.next(after); n <= upto && n != never; n = s.next(n) {
+		list = append(list, n)
 	}
-	slices.Sort(list)
 	return list
 }
 
@@ -60,6 +94,15 @@ func (s *state) lowestHeld() Epoch {
 		low = min(low, n)
 	}
 	return low
+}
+
+// newestHeld is the newest seal that is held; 0 when none is.
+func (s *state) newestHeld() Epoch {
+	newest := Epoch(0)
+	for n := range s.held {
+		newest = max(newest, n)
+	}
+	return newest
 }
 
 // useless is the last epoch whose records nobody can ask for: forgotten, and before all views.

@@ -21,6 +21,7 @@ import (
 //	| 'i' | epoch 8 | ino 8 | gen 8 |            -> an inode's change: what, extents
 //	| 'n' | epoch 8 | ino 8 | gen 8 | name |     -> what the name stood for: ino 8, gen 8
 //	| 'b' | epoch 8 | ino 8 | gen 8 |            -> the encoded Image
+//	| 'w' | epoch 8 | ino 8 | gen 8 |            -> one name of the inode: dir's ino 8, gen 8, name
 //	| 's' |                                      -> the journal's own state, see state.go
 //	| 'k' | key |                                -> SetState's value
 //	| 'm' | length 1 | map's name | 'f' or 'r' | ino 8 | gen 8 | -> a Map's pair, forward or reverse
@@ -37,6 +38,7 @@ const (
 	keyInode  = 'i'
 	keyName   = 'n'
 	keyImage  = 'b'
+	keyWhere  = 'w'
 	keyState  = 's'
 	keyValue  = 'k'
 	keyMap    = 'm'
@@ -155,6 +157,18 @@ func (s *store) image(n Epoch, id Ident) ([]byte, error) {
 		return nil
 	})
 	return image, err
+}
+
+// where reads where an inode was when it was touched in an epoch.
+func (s *store) where(n Epoch, id Ident) (at nameKey, ok bool, err error) {
+	ok, err = s.get(inodeKey(keyWhere, n, id), func(v []byte) error {
+		if len(v) <= 16 {
+			return fmt.Errorf("inode's place: %w", errRecord)
+		}
+		at = nameKey{takeIdent(v), string(v[16:])}
+		return nil
+	})
+	return at, ok, err
 }
 
 // scan calls f for the items whose keys have a prefix, from the key `from` on when that is not nil, until f
@@ -309,6 +323,10 @@ func syncPath(name string) error {
 // size is the number of bytes on the disk.
 func (s *store) size() int64 { return diskUsage(s.dir) }
 
+// maxInodeValue holds as many extents as an inode has in an epoch by default, however far apart they lie: so
+// what is kept of the content never has less exact extents in the store than it had in memory.
+const maxInodeValue = 896 << 10
+
 // encodeInode gives the store's value for an inode's change:
 //
 //	| what: 1 byte | then for each extent, as unsigned varints: gap since the last one's end | length |
@@ -325,7 +343,7 @@ func encodeInode(e *inodeEntry) []byte {
 			b = binary.AppendUvarint(b, uint64(x.Len()))
 			end = x.End
 		}
-		if len(b) <= maxValue {
+		if len(b) <= maxInodeValue {
 			return b
 		}
 		x = x.Coarsen(len(x) / 2)

@@ -39,46 +39,62 @@ func (j *Journal) TouchName(dir Ident, name string, was Ident) error {
 	}
 }
 
-// TouchMeta records that attributes or extended attributes of id are about to change. was is called at
-// most once, on the first touch of the inode in this epoch and only while a seal is held (see Hold); what
-// it gives is kept as the before image. It runs without the journal's lock; other touches of the same
-// inode wait for it.
-func (j *Journal) TouchMeta(id Ident, was func() (Image, error)) error {
-	return j.touch(id, Meta, Extent{}, was)
+// Before is how the journal learns what an inode is before a change, for the views of earlier seals. Its
+// methods are called without the journal's lock, at most once for what they are asked, and only while a
+// seal is held (see Hold); other touches of the same inode wait for them.
+type Before interface {
+	// Image gives the attributes and extended attributes as they are now.
+	Image() (Image, error)
+	// Keep copies the content of x, as it is now, to where a view finds it as kept in epoch n. When it
+	// returns nil the copy can be read; one that was made before is made again, and is then the same.
+	Keep(n Epoch, x Extents) error
+	// Where gives one of the inode's names, as far as that is known without looking for it.
+	Where() (dir Ident, name string, ok bool)
 }
 
-// TouchData records that the bytes e are about to change: by a write, a truncation (up to MaxOffset), a
-// hole. It implies TouchMeta, with the same rule for was. No extent is recorded when id was created in this
-// epoch (B1). Extents are exact until a file has more than Options.MaxExtents of them in this epoch (B3).
-// When e is recorded already it costs a short lock and no allocation.
-func (j *Journal) TouchData(id Ident, e Extent, was func() (Image, error)) error {
-	e.Off = max(e.Off, 0)
-	if e.End <= e.Off {
-		return j.touch(id, Meta, Extent{}, was)
+// TouchMeta records that attributes or extended attributes of id are about to change. On the first touch of
+// the inode in this epoch b gives what they were; nil keeps nothing.
+func (j *Journal) TouchMeta(id Ident, b Before) error {
+	return j.touch(id, Meta, Extent{}, b)
+}
+
+// TouchData records that the bytes x are about to change: by a write, a truncation (up to MaxOffset), a
+// hole. It implies TouchMeta; what of x was not touched in this epoch before is kept by b. No extent is
+// recorded when id was created in this epoch (B1). Extents are exact until a file has more than
+// Options.MaxExtents of them in this epoch (B3). When x is recorded already it costs a short lock and no
+// allocation.
+func (j *Journal) TouchData(id Ident, x Extent, b Before) error {
+	x.Off = max(x.Off, 0)
+	if x.End <= x.Off {
+		return j.touch(id, Meta, Extent{}, b)
 	}
-	return j.touch(id, Meta|Data, e, was)
+	return j.touch(id, Meta|Data, x, b)
 }
 
-func (j *Journal) touch(id Ident, what What, x Extent, was func() (Image, error)) error {
+func (j *Journal) touch(id Ident, what What, x Extent, b Before) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if len(j.state.held) > 0 {
+		x = x.outward(j.options.Block)
+	}
 	if e := j.active.inode(j.state.epoch, id); e != nil && e.covers(what, x) {
 		return nil
 	}
 	r := record{kind: recordInode, epoch: j.state.epoch, ident: id, what: what, extent: x}
-	return j.touchMore(&r, was)
+	return j.touchMore(&r, b)
 }
 
 // touchMore records a touch that adds something. mu is held, and dropped where that takes time; then all is
 // looked at again. The epoch cannot change meanwhile, the operation being inside the gate.
-func (j *Journal) touchMore(r *record, was func() (Image, error)) (err error) {
-	var mine chan struct{}
+func (j *Journal) touchMore(r *record, b Before) (err error) {
+	var mine chan struct{} // while it is in j.imaging nobody else adds to what is known of the inode
 	defer func() {
 		if mine != nil {
 			delete(j.imaging, r.ident)
 			close(mine)
 		}
 	}()
+	kept := false
 	for {
 		e := j.active.inode(r.epoch, r.ident)
 		if e != nil && e.covers(r.what, r.extent) {
@@ -89,17 +105,20 @@ func (j *Journal) touchMore(r *record, was func() (Image, error)) (err error) {
 		case err != nil || !ready:
 		case e == nil:
 			err = j.loadInode(r.epoch, r.ident)
-		case e.what != 0:
-			r.image = nil
-			return j.write(r)
-		case mine != nil || was == nil || len(j.state.held) == 0:
-			return j.write(r)
+		case kept || b == nil || len(j.state.held) == 0:
+			first := e.what == 0
+			if err = j.write(r); err == nil && first && mine != nil {
+				err = j.noteWhere(r, b)
+			}
+			return err
+		case mine != nil:
+			r.image, err = j.keep(r, e, b)
+			kept = true
 		case j.imaging[r.ident] != nil:
 			j.await(j.imaging[r.ident])
 		default:
 			mine = make(chan struct{})
 			j.imaging[r.ident] = mine
-			r.image, err = j.takeImage(was)
 		}
 		if err != nil {
 			return err
@@ -114,15 +133,60 @@ func (j *Journal) await(c <-chan struct{}) {
 	j.mu.Lock()
 }
 
-// takeImage calls was without mu.
-func (j *Journal) takeImage(was func() (Image, error)) ([]byte, error) {
+// keep has b keep what a touch is the first of, without mu, and gives the encoded image, if there has to be
+// one. What was kept since the newest held seal already need not be kept again: all held seals find it there.
+// e is what is known of the inode in this epoch.
+func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
+	first, missing := e.what == 0, j.missing(e, r.extent)
+	earlier, touched, err := j.within(j.state.newestHeld(), r.epoch-1, r.ident)
+	if err != nil || touched && earlier.What&Created != 0 {
+		return nil, err
+	}
+	missing = missing.Subtract(earlier.Extents)
 	j.mu.Unlock()
 	defer j.mu.Lock()
-	image, err := was()
+	if len(missing) > 0 {
+		if err := b.Keep(r.epoch, missing); err != nil {
+			return nil, err
+		}
+	}
+	if !first || touched {
+		return nil, nil
+	}
+	image, err := b.Image()
 	if err != nil {
 		return nil, err
 	}
 	return encodeImage(&image)
+}
+
+// missing gives what a touch of x adds to an inode's extents: where they are about to get coarser, that is
+// more than x.
+func (j *Journal) missing(e *inodeEntry, x Extent) Extents {
+	if x.End <= x.Off {
+		return nil
+	}
+	if e.extents.count < j.options.MaxExtents {
+		return Extents{x}.Subtract(e.extents.within(x))
+	}
+	all := e.extents.flat()
+	return all.Add(x).Coarsen(j.options.MaxExtents / 2).Subtract(all)
+}
+
+// noteWhere records one name of an inode that was just touched for the first time in its epoch.
+func (j *Journal) noteWhere(touched *record, b Before) error {
+	dir, name, ok := b.Where()
+	if !ok || name == "" || len(name) > maxName {
+		return nil
+	}
+	r := record{kind: recordWhere, epoch: touched.epoch, ident: touched.ident, was: dir, name: name}
+	for {
+		if ready, err := j.makeRoom(&r, logReserve); err != nil {
+			return err
+		} else if ready {
+			return j.write(&r)
+		}
+	}
 }
 
 // NoteCreated records that id was made in this epoch. It is called after the creation, the identity not

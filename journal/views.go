@@ -1,10 +1,17 @@
 package journal
 
-import "github.com/dgraph-io/badger/v4"
+import (
+	"cmp"
+	"errors"
+	"math"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
+)
 
 // NameAt gives what dir's name stood for at seal n; ok is false when nothing was recorded since, so that
 // the live value holds. Whoever compares with the live value reads that one first. It fails with
-// ErrNotHeld unless n, or an older seal, is held.
+// ErrNotHeld unless n is held.
 func (j *Journal) NameAt(n Epoch, dir Ident, name string) (was Ident, ok bool, err error) {
 	key := nameKey{dir, name}
 	err = j.firstAfter(n, func(l layer) (bool, error) {
@@ -82,28 +89,119 @@ func (j *Journal) CreatedAfter(n Epoch, id Ident) (bool, error) {
 	return created, err
 }
 
-// firstAfter asks the layers of the epochs after seal n, oldest first, until one has the answer. Memory is
-// asked under mu, the store without it: a record that moves from memory to the store meanwhile is there in
-// both.
+// Kept is a part of a file's content of which a copy was kept.
+type Kept struct {
+	Extent
+	Epoch Epoch // the one under which Before.Keep was called
+}
+
+// KeptAt gives those parts of x, of a file's content at seal n, that were touched since, each with the epoch
+// whose copy has it; sorted, and disjoint. What is not among them is in the file as it was. It fails as
+// NameAt does.
+func (j *Journal) KeptAt(n Epoch, id Ident, x Extent) ([]Kept, error) {
+	var kept []Kept
+	rest, answered := Extents{x}, Epoch(0)
+	err := j.firstAfter(n, func(l layer) (bool, error) {
+		if l.epoch == answered {
+			return false, nil
+		}
+		e, err := j.inodeIn(l, id)
+		if e == nil || err != nil {
+			return false, err
+		}
+		answered = l.epoch
+		for _, part := range e.extents.within(x) {
+			for _, new := range rest.Intersect(part) {
+				kept = append(kept, Kept{new, l.epoch})
+			}
+			rest = rest.Subtract(Extents{part})
+		}
+		return len(rest) == 0, nil
+	})
+	slices.SortFunc(kept, func(a, b Kept) int { return cmp.Compare(a.Off, b.Off) })
+	return kept, err
+}
+
+// Within gives what happened to one inode in the epochs (after, upto], the current one included: the union
+// of what was touched, false when nothing was. Unlike Changes it is not bound to what Forget has left; what
+// nobody can ask for any more may be missing from the answer.
+func (j *Journal) Within(after, upto Epoch, id Ident) (InodeChange, bool, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.within(after, upto, id)
+}
+
+// within is Within, called with mu held, which it may drop meanwhile.
+func (j *Journal) within(after, upto Epoch, id Ident) (InodeChange, bool, error) {
+	var versions []version[*inodeEntry]
+	err := j.eachLayer(after, min(upto, j.state.epoch), func(l layer) (bool, error) {
+		if last := len(versions) - 1; last >= 0 && versions[last].epoch == l.epoch {
+			return false, nil // a newer layer of the epoch had it
+		}
+		e, err := j.inodeIn(l, id)
+		if e != nil && err == nil {
+			// The current epoch's entry goes on changing.
+			versions = append(versions, version[*inodeEntry]{l.epoch, &inodeEntry{what: e.what, extents: e.extents.clone()}})
+		}
+		return false, err
+	})
+	c, ok := unite(id, versions)
+	return c, ok, err
+}
+
+// firstAfter asks the layers of the epochs after seal n, oldest first, until one has the answer.
 func (j *Journal) firstAfter(n Epoch, ask func(layer) (bool, error)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.checkView(n); err != nil {
 		return err
 	}
-	for _, l := range j.layers(n, j.state.epoch) {
-		done, err := j.askLayer(l, ask)
-		if err != nil || done {
+	return j.eachLayer(n, j.state.epoch, ask)
+}
+
+// eachLayer calls ask with the layers of the epochs in (after, upto], oldest first, until it returns true.
+// Memory is asked under mu, the store without it: a record that moves from memory to the store meanwhile is
+// there in both.
+func (j *Journal) eachLayer(after, upto Epoch, ask func(layer) (bool, error)) error {
+	for n := j.state.next(after); n <= upto; n = j.state.next(n) {
+		for _, g := range [...]*generation{j.active, j.frozen} {
+			if g == nil || g.epochs[n] == nil {
+				continue
+			}
+			if done, err := ask(layer{n, g.epochs[n]}); err != nil || done {
+				return err
+			}
+		}
+		if !j.state.isStored(n) {
+			continue
+		}
+		if done, err := j.askStore(n, ask); err != nil || done {
 			return err
 		}
 	}
 	return nil
 }
 
-func (j *Journal) askLayer(l layer, ask func(layer) (bool, error)) (bool, error) {
-	if l.index == nil {
-		j.mu.Unlock()
-		defer j.mu.Lock()
+// never is an epoch that never comes.
+const never = Epoch(math.MaxUint64)
+
+func (j *Journal) askStore(n Epoch, ask func(layer) (bool, error)) (bool, error) {
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	return ask(layer{n, nil})
+}
+
+// Needed reports whether a view of a held seal has an inode that exists now.
+func (j *Journal) Needed(id Ident) (bool, error) {
+	j.mu.Lock()
+	newest := j.state.newestHeld()
+	j.mu.Unlock()
+	if newest == 0 {
+		return false, nil
 	}
-	return ask(l)
+	created, err := j.CreatedAfter(newest, id)
+	if errors.Is(err, ErrNotHeld) { // released meanwhile
+		return j.Needed(id)
+	}
+	return !created, err
 }

@@ -83,6 +83,8 @@ func (j *Journal) apply(r *record) {
 		j.applyInode(r)
 	case recordName:
 		j.applyName(r)
+	case recordWhere:
+		j.active.putWhere(r.epoch, r.ident, nameKey{r.was, strings.Clone(r.name)})
 	case recordRemoved:
 		j.applyRemoved(r)
 	case recordSealed:
@@ -107,7 +109,7 @@ func (j *Journal) dropUseless() {
 	j.active.dropImages(j.state.lowestHeld())
 	for n := range j.state.totals {
 		if n <= useless && !j.state.isStored(n) {
-			delete(j.state.totals, n)
+			j.state.forgetTotals(n)
 		}
 	}
 	j.keeper.wake()
@@ -115,13 +117,9 @@ func (j *Journal) dropUseless() {
 
 // tally gives an epoch's totals, for a record that is added.
 func (j *Journal) tally(n Epoch) *totals {
-	t := j.state.totals[n]
-	if t == nil {
-		t = &totals{}
-		j.state.totals[n] = t
-		if n == j.state.epoch {
-			j.signal()
-		}
+	t, new := j.state.total(n)
+	if new && n == j.state.epoch {
+		j.signal()
 	}
 	return t
 }

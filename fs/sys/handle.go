@@ -41,7 +41,7 @@ type Backing struct {
 	kind     int32
 	subvol   uint64 // btrfs: the subvolume that all inodes must belong to
 	rootID   journal.Ident
-	fsMagic  int64
+	block    int64
 	procPath string
 }
 
@@ -71,7 +71,7 @@ func (b *Backing) learn() error {
 	if err := unix.Fstatfs(b.fd, &st); err != nil {
 		return err
 	}
-	b.fsMagic = int64(st.Type)
+	b.block = max(st.Bsize, 1)
 	var h fileHandle
 	if err := nameToHandle(b.fd, "", &h); err != nil {
 		return err
@@ -97,6 +97,9 @@ func (b *Backing) reopenRoot() (bool, error) {
 	}
 	return true, unix.Close(fd)
 }
+
+// BlockSize is the filesystem's, in bytes: what it allocates at least.
+func (b *Backing) BlockSize() int64 { return b.block }
 
 // FD is the root directory's descriptor; it stays the Backing's.
 func (b *Backing) FD() int { return b.fd }

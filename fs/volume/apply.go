@@ -9,9 +9,9 @@ import (
 	"tandemfs/journal"
 )
 
-// The methods of this file are how a transfer changes a volume that is read-only to everybody else. One
-// transfer runs at a time. Each can be called again after a crash and then changes nothing more. The kernel
-// is told of a change after the gate was left: it may wait there for an operation that wants to enter.
+// The methods of this file are how a transfer changes a volume that is read-only to everybody else, and frozen
+// (see Freeze): nobody sees what they do before it is published, so the kernel need not be told. One transfer
+// runs at a time. Each method can be called again after a crash and then changes nothing more.
 
 // inside runs a change between the journal's Enter and Leave.
 func (v *Volume) inside(change func() error) error {
@@ -69,7 +69,6 @@ func (v *Volume) Create(mode uint32, rdev uint64, symlink string, dir journal.Id
 		id, err = v.createAt(d.fd, name, mode, rdev, symlink)
 		return err
 	})
-	v.mounted().NameChanged(dir, name)
 	return id, err
 }
 
@@ -118,7 +117,6 @@ func (v *Volume) createAt(dirfd int, name string, mode uint32, rdev uint64, syml
 // attributes (those not listed are removed), mode and times.
 func (v *Volume) SetImage(id journal.Ident, img journal.Image) error {
 	err := v.inside(func() error { return v.setImage(id, img) })
-	v.mounted().InodeChanged(id, false)
 	return err
 }
 
@@ -143,7 +141,7 @@ func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
 			return err
 		}
 	}
-	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
 	}
 	if n.Stat.Uid != a.UID || n.Stat.Gid != a.GID {
@@ -200,9 +198,7 @@ func (v *Volume) MoveAside(dir journal.Ident, name string) error {
 		return err
 	}
 	defer v.open.put(d)
-	err = v.inside(func() error { return v.moveAside(d, name) })
-	v.mounted().NameChanged(dir, name)
-	return err
+	return v.inside(func() error { return v.moveAside(d, name) })
 }
 
 func (v *Volume) moveAside(d *openInode, name string) error {
@@ -217,7 +213,7 @@ func (v *Volume) moveAside(d *openInode, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := v.journal.TouchMeta(d.id, imageOf(d)); err != nil {
+	if err := v.journal.TouchMeta(d.id, d); err != nil {
 		return err
 	}
 	if err := v.journal.TouchName(d.id, name, n.ID); err != nil {
@@ -250,82 +246,75 @@ func (v *Volume) Place(id, dir journal.Ident, name string) error {
 		return err
 	}
 	defer v.open.put(o)
-	var left location
-	err = v.inside(func() (err error) {
+	return v.inside(func() (err error) {
 		if err = v.makeRoom(d, name); err == nil {
-			err = v.journal.TouchMeta(id, imageOf(o))
+			err = v.journal.TouchMeta(id, o)
 		}
 		if err == nil {
-			left, err = v.place(o, d, name)
+			err = v.place(o, d, name)
 		}
 		return err
 	})
-	kernel := v.mounted()
-	if left.name != "" {
-		kernel.NameChanged(left.dir, left.name)
-	}
-	kernel.NameChanged(dir, name)
-	kernel.InodeChanged(id, false)
-	return err
 }
 
-// location is a name in a directory.
-type location struct {
-	dir  journal.Ident
-	name string
-}
-
-// place gives the inode its name and tells which one it left, if any.
-func (v *Volume) place(o, d *openInode, name string) (left location, err error) {
+// place gives the inode its name.
+func (v *Volume) place(o, d *openInode, name string) error {
 	if from, ok := v.aside.peek(o.id); ok {
 		if err := sys.Rename(v.aside.fd, from, d.fd, name, unix.RENAME_NOREPLACE); err != nil {
-			return left, err
+			return err
 		}
 		v.aside.taken(o.id)
-		return left, nil
+		return nil
+	}
+	if n, ok := v.before.removedIn(o.id); ok {
+		if err := v.before.giveBack(n, o.id, d.fd, name); err != nil {
+			return err
+		}
+		v.open.adopt(o.id)
+		return nil
 	}
 	var n Inode
 	if err := v.statOpen(o, &n); err != nil {
-		return left, err
+		return err
 	}
 	if !n.IsDir() {
-		return left, sys.Link(o.fd, d.fd, name)
+		return sys.Link(o.fd, d.fd, name)
 	}
 	return v.moveDirectory(o.id, d, name)
 }
 
 // moveDirectory renames a directory from where it is, which the kernel tells: its parent is "..", and the
 // last element of its path is its name there.
-func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) (left location, err error) {
+func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) error {
 	self, err := v.open.get(id, reachDir)
 	if err != nil {
-		return left, err
+		return err
 	}
 	defer v.open.put(self)
 	parentID, err := v.backing.IdentAt(self.fd, "..")
 	if err != nil {
-		return left, err
+		return err
 	}
 	parent, err := v.open.get(parentID, reachDir)
 	if err != nil {
-		return left, err
+		return err
 	}
 	defer v.open.put(parent)
 	where, err := sys.PathOf(self.fd)
 	if err != nil {
-		return left, err
+		return err
 	}
 	old := path.Base(where)
 	if now, err := v.backing.IdentAt(parent.fd, old); err != nil || now != id {
-		return left, unix.ESTALE
+		return unix.ESTALE
 	}
-	if err := v.journal.TouchMeta(parentID, imageOf(parent)); err != nil {
-		return left, err
+	if err := v.journal.TouchMeta(parentID, parent); err != nil {
+		return err
 	}
 	if err := v.journal.TouchName(parentID, old, id); err != nil {
-		return left, err
+		return err
 	}
-	return location{parentID, old}, sys.Rename(parent.fd, old, d.fd, name, unix.RENAME_NOREPLACE)
+	return sys.Rename(parent.fd, old, d.fd, name, unix.RENAME_NOREPLACE)
 }
 
 // DropAside removes what is aside and calls gone for every inode that has no name left.
@@ -345,7 +334,7 @@ func (v *Volume) DropAside(gone func(journal.Ident) error) error {
 	return nil
 }
 
-// drop removes a name, with everything below it where it is a directory's.
+// drop removes a name that is aside, with everything below it where it is a directory's.
 func (v *Volume) drop(dirfd int, name string, gone func(journal.Ident) error) error {
 	var n Inode
 	err := v.statAt(dirfd, name, &n)
@@ -355,57 +344,75 @@ func (v *Volume) drop(dirfd int, name string, gone func(journal.Ident) error) er
 	if err != nil {
 		return err
 	}
-	last := n.IsDir() || n.Stat.Nlink == 1
-	if last {
-		if err := v.keep(n.ID); err != nil {
+	if n.IsDir() {
+		if err := v.dropChildren(n.ID, gone); err != nil {
 			return err
 		}
 	}
-	if n.IsDir() {
-		err = v.dropDirectory(dirfd, name, gone)
-	} else {
-		err = sys.Unlink(dirfd, name)
-	}
-	if err != nil {
+	last := false
+	err = v.inside(func() error {
+		last, err = v.dropName(dirfd, name, &n)
+		return err
+	})
+	if err != nil || !last {
 		return err
 	}
-	v.mounted().InodeChanged(n.ID, false)
-	if !last {
-		return nil
-	}
-	v.journal.Enter()
-	v.gone(&n, true)
-	v.journal.Leave()
 	return gone(n.ID)
 }
 
-func (v *Volume) dropDirectory(dirfd int, name string, gone func(journal.Ident) error) error {
-	err := sys.Rmdir(dirfd, name)
-	if err != unix.ENOTEMPTY {
-		return err
+// dropName removes a name of which no view knows; the inode may be one that a view needs.
+func (v *Volume) dropName(dirfd int, name string, n *Inode) (last bool, err error) {
+	l, err := v.touchGoing(n)
+	if err == nil {
+		err = v.takeAway(dirfd, name, &l)
 	}
-	fd, err := sys.Open(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		v.stays(&l)
+	}
+	return l.last, err
+}
+
+// dropChildren removes everything in a directory that is aside.
+func (v *Volume) dropChildren(dir journal.Ident, gone func(journal.Ident) error) error {
+	d, err := v.open.get(dir, reachDir)
 	if err != nil {
 		return err
 	}
-	defer sys.Close(fd)
-	if err := eachName(fd, func(child string) error { return v.drop(fd, child, gone) }); err != nil {
-		return err
-	}
-	return sys.Rmdir(dirfd, name)
+	defer v.open.put(d)
+	return withDir(d.fd, ".", func(fd int) error {
+		return eachName(fd, func(name string) error { return v.dropChild(d, name, gone) })
+	})
 }
 
-// Commit makes all that was applied durable and seals it. What was recorded up to here is not needed any
-// more: both sides hold this state.
+// dropChild removes a name in such a directory: views may know it.
+func (v *Volume) dropChild(d *openInode, name string, gone func(journal.Ident) error) error {
+	var n Inode
+	err := v.statAt(d.fd, name, &n)
+	if err != nil {
+		return err
+	}
+	if n.IsDir() {
+		if err := v.dropChildren(n.ID, gone); err != nil {
+			return err
+		}
+	}
+	if err := v.inside(func() error { return v.remove(d, name, &n) }); err != nil {
+		return err
+	}
+	if !n.IsDir() && n.Stat.Nlink > 1 {
+		return nil
+	}
+	return gone(n.ID)
+}
+
+// Commit makes all that was applied durable and seals it. The seal is held, and readers go on seeing the one
+// before, until it is published.
 func (v *Volume) Commit() (journal.Epoch, error) {
 	if err := v.backing.SyncFilesystem(); err != nil {
 		return 0, err
 	}
-	n, err := v.journal.Seal(false)
+	n, err := v.journal.Seal(true)
 	if err != nil {
-		return 0, err
-	}
-	if err := v.journal.Forget(n); err != nil {
 		return 0, err
 	}
 	return n, v.journal.Sync()
@@ -430,7 +437,7 @@ func (v *Volume) OpenForApply(id journal.Ident) (*ApplyFile, error) {
 func (f *ApplyFile) change(e journal.Extent, call func() error) error {
 	f.v.journal.Enter()
 	defer f.v.journal.Leave()
-	if err := f.v.journal.TouchData(f.o.id, e, imageOf(f.o)); err != nil {
+	if err := f.v.journal.TouchData(f.o.id, e, f.o); err != nil {
 		return err
 	}
 	return call()
@@ -457,9 +464,8 @@ func (f *ApplyFile) Truncate(size int64) error {
 	return f.v.resize(f.o, size)
 }
 
-// Close gives the file back and has the kernel drop what it caches of the old content.
+// Close gives the file back.
 func (f *ApplyFile) Close() error {
-	f.v.mounted().InodeChanged(f.o.id, true)
 	f.v.open.put(f.o)
 	return nil
 }

@@ -210,8 +210,10 @@ func TestContentIsAppliedWithItsHoles(t *testing.T) {
 	must(t, f.Punch(journal.Extent{Off: 8192, End: 32768}))
 	must(t, f.Truncate(1<<20))
 	must(t, f.Close())
-	w := &ViewFile{v: v}
-	w.o, err = v.open.get(id, reachRead)
+	view, err := v.Seal()
+	must(t, err)
+	defer view.Close()
+	w, err := view.Open(id)
 	must(t, err)
 	defer w.Close()
 	var got []journal.Extent
@@ -229,15 +231,27 @@ func TestContentIsAppliedWithItsHoles(t *testing.T) {
 	}
 }
 
-func TestCommitLeavesNothingToRemember(t *testing.T) {
+func TestReadersSeeACommitWhenItIsPublished(t *testing.T) {
 	v := opened(t)
+	must(t, v.SetReadOnly(true))
+	must(t, v.Freeze())
 	_, err := v.Create(unix.S_IFDIR, 0, "", v.root, "d")
 	must(t, err)
 	n, err := v.Commit()
 	must(t, err)
-	if v.journal.Forgotten() != n || v.journal.Dirty() {
-		t.Errorf("sealed %d, forgotten %d, dirty %v", n, v.journal.Forgotten(), v.journal.Dirty())
+	if v.journal.Dirty() {
+		t.Error("something is not sealed")
 	}
+	seen := func() error {
+		tree := v.Current()
+		defer tree.Done()
+		return tree.Lookup(v.root, "d", &Inode{})
+	}
+	if err := seen(); err != unix.ENOENT {
+		t.Errorf("before it is published: %v", err)
+	}
+	must(t, v.Publish(n))
+	must(t, seen())
 }
 
 func TestWhatATransferMovesIsRecorded(t *testing.T) {

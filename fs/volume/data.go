@@ -55,7 +55,7 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 	for _, p := range pieces {
 		size += len(p)
 	}
-	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + int64(size)}, imageOf(o)); err != nil {
+	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + int64(size)}, o); err != nil {
 		return 0, err
 	}
 	if err := o.killPriv(killPriv); err != nil {
@@ -88,7 +88,7 @@ func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64, kill
 	if off < 0 || length <= 0 || off > journal.MaxOffset-length {
 		return unix.EINVAL
 	}
-	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + length}, imageOf(o)); err != nil {
+	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + length}, o); err != nil {
 		return err
 	}
 	if err := o.killPriv(killPriv); err != nil {
@@ -114,7 +114,7 @@ func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut i
 	}
 	defer v.open.put(to)
 	n = min(n, maxCopy, journal.MaxOffset-offOut)
-	if err := v.journal.TouchData(out, journal.Extent{Off: offOut, End: offOut + n}, imageOf(to)); err != nil {
+	if err := v.journal.TouchData(out, journal.Extent{Off: offOut, End: offOut + n}, to); err != nil {
 		return 0, err
 	}
 	if err := to.killPriv(killPriv); err != nil {

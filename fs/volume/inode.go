@@ -58,7 +58,7 @@ func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
 	}
 	defer v.open.put(o)
 	if s.KillPriv || s.Valid&^SetSize != 0 {
-		err = v.journal.TouchMeta(id, imageOf(o))
+		err = v.journal.TouchMeta(id, o)
 	}
 	if err == nil && s.KillPriv {
 		err = s.killPriv(o)
@@ -113,9 +113,9 @@ func (v *Volume) resize(o *openInode, size int64) error {
 	}
 	var err error
 	if size < int64(st.Size) {
-		err = v.journal.TouchData(o.id, journal.Extent{Off: size, End: journal.MaxOffset}, imageOf(o))
+		err = v.journal.TouchData(o.id, journal.Extent{Off: size, End: journal.MaxOffset}, o)
 	} else {
-		err = v.journal.TouchMeta(o.id, imageOf(o))
+		err = v.journal.TouchMeta(o.id, o)
 	}
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func (v *Volume) changeXattr(id journal.Ident, call func(*openInode) error) erro
 		return err
 	}
 	defer v.open.put(o)
-	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
 	}
 	o.plain.Store(false)
@@ -283,7 +283,7 @@ func (v *Volume) SetFlags(id journal.Ident, dir bool, flags uint32) error {
 	if (old^flags)&^settableFlags != 0 {
 		return unix.EOPNOTSUPP
 	}
-	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
 	}
 	return unix.IoctlSetPointerInt(o.fd, unix.FS_IOC_SETFLAGS, int(flags))

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"tandemfs/fs/sys"
@@ -61,6 +63,9 @@ func (v *Volume) statOpen(o *openInode, out *Inode) error {
 		return err
 	}
 	v.hideNlink(out)
+	if o.nameless.Load() {
+		out.Stat.Nlink = 0 // whatever name it has where views find it
+	}
 	return nil
 }
 
@@ -89,6 +94,9 @@ func (v *Volume) touchNew(d *openInode, name string) error {
 	if v.hidden(d.id, name) {
 		return unix.EPERM
 	}
+	if v.removed(d.id) {
+		return unix.ENOENT
+	}
 	switch _, err := v.backing.IdentAt(d.fd, name); err {
 	case unix.ENOENT:
 	case nil:
@@ -96,7 +104,7 @@ func (v *Volume) touchNew(d *openInode, name string) error {
 	default:
 		return err
 	}
-	if err := v.journal.TouchMeta(d.id, imageOf(d)); err != nil {
+	if err := v.journal.TouchMeta(d.id, d); err != nil {
 		return err
 	}
 	return v.journal.TouchName(d.id, name, journal.Ident{})
@@ -226,8 +234,11 @@ func (v *Volume) Link(id, dir journal.Ident, name string, out *Inode) error {
 	if err := v.touchNew(d, name); err != nil {
 		return err
 	}
-	if err := v.journal.TouchMeta(id, imageOf(o)); err != nil {
+	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
+	}
+	if v.removed(id) {
+		return unix.ENOENT
 	}
 	nameless := v.open.orphaned(id)
 	if nameless { // made by Tmpfile, perhaps in an earlier epoch: to everybody else it begins now
@@ -244,54 +255,68 @@ func (v *Volume) Link(id, dir journal.Ident, name string, out *Inode) error {
 	return v.statOpen(o, out)
 }
 
-// touchGoing records that a name is about to lose its inode, or to give it to another name; last says
-// whether it is the inode's last one. The inode is then kept open while the kernel refers to it.
-func (v *Volume) touchGoing(d *openInode, name string, n *Inode) (last bool, err error) {
-	if err := v.journal.TouchName(d.id, name, n.ID); err != nil {
-		return false, err
-	}
-	last = n.IsDir() || n.Stat.Nlink == 1
+// removed reports whether an inode has lost its last name, and is kept only for the views that know it: it gets
+// no other name, and a directory no names.
+func (v *Volume) removed(id journal.Ident) bool {
+	_, removed := v.before.removedIn(id)
+	return removed
+}
+
+// leaving is an inode that is about to lose a name.
+type leaving struct {
+	Inode
+	last   bool // it is the last one
+	needed bool // a view needs the inode all the same
+}
+
+// touchGoing records that an inode is about to lose a name. One whose last name it is, is kept open while the
+// kernel refers to it.
+func (v *Volume) touchGoing(n *Inode) (l leaving, err error) {
 	o, err := v.open.get(n.ID, reachPath)
 	if err != nil {
-		return false, err
+		return l, err
 	}
 	defer v.open.put(o)
-	if err := v.journal.TouchMeta(n.ID, imageOf(o)); err != nil {
-		return false, err
+	if err := v.journal.TouchMeta(n.ID, o); err != nil {
+		return l, err
 	}
-	if last {
+	l = leaving{Inode: *n, last: n.IsDir() || n.Stat.Nlink == 1}
+	if !l.last {
+		return l, nil
+	}
+	if l.needed, err = v.journal.Needed(n.ID); err == nil {
 		err = v.keep(n.ID)
 	}
-	return last, err
+	return l, err
 }
 
-// gone ends what touchGoing began, after the name was removed.
-func (v *Volume) gone(n *Inode, last bool) {
-	if !last {
+// left ends what touchGoing began, after the name was removed.
+func (v *Volume) left(l *leaving) {
+	if !l.last {
 		return
 	}
-	v.journal.NoteRemoved(n.ID)
-	v.open.forget(n.ID)
+	v.journal.NoteRemoved(l.ID)
+	v.open.forget(l.ID)
 }
 
-// kept takes touchGoing back where the removal failed.
-func (v *Volume) kept(n *Inode, last bool) {
-	if last {
-		v.open.adopt(n.ID)
+// stays takes touchGoing back where the removal failed.
+func (v *Volume) stays(l *leaving) {
+	if l.last {
+		v.open.adopt(l.ID)
 	}
 }
 
 // Unlink removes a name that is not a directory's.
 func (v *Volume) Unlink(dir journal.Ident, name string) error {
-	return v.removeName(dir, name, sys.Unlink)
+	return v.removeName(dir, name, false)
 }
 
 // Rmdir removes an empty directory.
 func (v *Volume) Rmdir(dir journal.Ident, name string) error {
-	return v.removeName(dir, name, sys.Rmdir)
+	return v.removeName(dir, name, true)
 }
 
-func (v *Volume) removeName(dir journal.Ident, name string, call func(int, string) error) error {
+func (v *Volume) removeName(dir journal.Ident, name string, isDir bool) error {
 	if err := v.enter(); err != nil {
 		return err
 	}
@@ -308,19 +333,52 @@ func (v *Volume) removeName(dir journal.Ident, name string, call func(int, strin
 	if err := v.statAt(d.fd, name, &n); err != nil {
 		return err
 	}
-	if err := v.journal.TouchMeta(dir, imageOf(d)); err != nil {
+	switch {
+	case isDir && !n.IsDir():
+		return unix.ENOTDIR
+	case !isDir && n.IsDir():
+		return unix.EISDIR
+	}
+	return v.remove(d, name, &n)
+}
+
+// remove takes a name from an inode; a directory must be empty. What loses its last name by that and is needed
+// by a view is kept for it.
+func (v *Volume) remove(d *openInode, name string, n *Inode) error {
+	if err := v.journal.TouchMeta(d.id, d); err != nil {
 		return err
 	}
-	last, err := v.touchGoing(d, name, &n)
+	if err := v.journal.TouchName(d.id, name, n.ID); err != nil {
+		return err
+	}
+	l, err := v.touchGoing(n)
 	if err == nil {
-		err = call(d.fd, name)
+		err = v.takeAway(d.fd, name, &l)
 	}
 	if err != nil {
-		v.kept(&n, last)
-		return err
+		v.stays(&l)
 	}
-	v.gone(&n, last)
-	return nil
+	return err
+}
+
+// takeAway removes the name of a leaving inode.
+func (v *Volume) takeAway(dirfd int, name string, l *leaving) (err error) {
+	switch {
+	case l.needed && l.IsDir():
+		if err = v.checkEmpty(l.ID); err == nil {
+			err = v.retain(dirfd, name, &l.Inode)
+		}
+	case l.needed:
+		err = v.retain(dirfd, name, &l.Inode)
+	case l.IsDir():
+		err = sys.Rmdir(dirfd, name)
+	default:
+		err = sys.Unlink(dirfd, name)
+	}
+	if err == nil {
+		v.left(l)
+	}
+	return err
 }
 
 // Rename is renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE or neither.
@@ -337,6 +395,9 @@ func (v *Volume) Rename(olddir journal.Ident, oldname string, newdir journal.Ide
 	}
 	if v.hidden(newdir, newname) {
 		return unix.EPERM
+	}
+	if v.removed(newdir) {
+		return unix.ENOENT
 	}
 	from, err := v.open.get(olddir, reachDir)
 	if err != nil {
@@ -368,7 +429,7 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 		return nil // two names of one inode: rename(2) does nothing
 	}
 	for _, d := range []*openInode{from, to} {
-		if err := v.journal.TouchMeta(d.id, imageOf(d)); err != nil {
+		if err := v.journal.TouchMeta(d.id, d); err != nil {
 			return err
 		}
 	}
@@ -390,22 +451,65 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 		}
 		return sys.Rename(from.fd, oldname, to.fd, newname, flags)
 	}
-	last, err := v.touchGoing(to, newname, &replaced)
-	if err == nil {
-		err = sys.Rename(from.fd, oldname, to.fd, newname, flags)
-	}
-	if err != nil {
-		v.kept(&replaced, last)
+	if err := v.journal.TouchName(to.id, newname, replaced.ID); err != nil {
 		return err
 	}
-	v.gone(&replaced, last)
+	l, err := v.touchGoing(&replaced)
+	if err == nil {
+		err = v.replace(from, oldname, to, newname, &source, &l)
+	}
+	if err != nil {
+		v.stays(&l)
+		return err
+	}
+	v.left(&l)
 	return nil
 }
 
-// touchMoved records a change of attributes where a move makes one besides the change time: XFS sets the
-// modification time of a directory that gets another parent, and of what is exchanged.
+// replace renames over an inode. One that a view needs has a name for that from just before on, or, being a
+// directory, which cannot have two, changes places first: a crash in between leaves it, empty, where the other
+// one was.
+func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname string, source *Inode, l *leaving) error {
+	if !l.needed {
+		return sys.Rename(from.fd, oldname, to.fd, newname, 0)
+	}
+	switch {
+	case source.IsDir() && !l.IsDir():
+		return unix.ENOTDIR
+	case !source.IsDir() && l.IsDir():
+		return unix.EISDIR
+	case l.IsDir():
+		if err := v.checkEmpty(l.ID); err != nil {
+			return err
+		}
+		if err := sys.Rename(from.fd, oldname, to.fd, newname, unix.RENAME_EXCHANGE); err != nil {
+			return err
+		}
+		return v.retain(from.fd, oldname, &l.Inode)
+	}
+	o, err := v.open.get(l.ID, reachPath)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	epoch := v.journal.Epoch()
+	if err := v.before.link(epoch, l.ID, o.fd); err != nil && err != unix.EEXIST {
+		return err
+	}
+	if err := sys.Rename(from.fd, oldname, to.fd, newname, 0); err != nil {
+		if left := v.before.unlink(epoch, l.ID); left != nil {
+			err = errors.Join(err, left)
+		}
+		return err
+	}
+	v.before.note(l.ID, epoch)
+	return nil
+}
+
+// touchMoved records a change of attributes where a move makes one that matters: XFS sets the modification
+// time of a directory that gets another parent, and of what is exchanged; and a view wants the change time.
 func (v *Volume) touchMoved(n *Inode, exchange bool) error {
-	if !n.IsDir() && !exchange {
+	if !n.IsDir() && !exchange && !v.journal.Holding() {
 		return nil
 	}
 	o, err := v.open.get(n.ID, reachPath)
@@ -413,7 +517,7 @@ func (v *Volume) touchMoved(n *Inode, exchange bool) error {
 		return err
 	}
 	defer v.open.put(o)
-	return v.journal.TouchMeta(n.ID, imageOf(o))
+	return v.journal.TouchMeta(n.ID, o)
 }
 
 // Readlink reads a symbolic link.

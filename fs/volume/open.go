@@ -20,17 +20,21 @@ const (
 	reachData              // a regular file's content, for writing too
 )
 
-// openInode is an open descriptor of one inode, shared by all who need it.
+// openInode is an open descriptor of one inode, shared by all who need it. It is what the journal asks for
+// before images (journal.Before, in before.go).
 type openInode struct {
+	v     *Volume
 	id    journal.Ident
 	fd    int
 	reach reach
 	// plain: known to carry no set-id bits and no capabilities, so that a write has none to drop.
 	plain atomic.Bool
-	users int        // under openCache.mu
-	gone  bool       // replaced or evicted: closed by the last user; under openCache.mu
-	used  bool       // since the clock's hand last passed; under openCache.mu
-	seek  sync.Mutex // held while a directory's position is in use
+	// nameless: it lost its last name, or never had one, and is kept open for the kernel.
+	nameless atomic.Bool
+	users    int        // under openCache.mu
+	gone     bool       // replaced or evicted: closed by the last user; under openCache.mu
+	used     bool       // since the clock's hand last passed; under openCache.mu
+	seek     sync.Mutex // held while a directory's position is in use
 }
 
 // openCache keeps descriptors of inodes open between operations, so that a read or write of an open file
@@ -38,6 +42,7 @@ type openInode struct {
 // lost their last name while the kernel refers to them are kept open by it until Forget, as the only
 // thing that keeps their content alive.
 type openCache struct {
+	v       *Volume
 	backing *sys.Backing
 	limit   int
 
@@ -48,9 +53,9 @@ type openCache struct {
 	orphan map[journal.Ident]*openInode
 }
 
-func newOpenCache(b *sys.Backing, limit int) *openCache {
+func newOpenCache(v *Volume, limit int) *openCache {
 	return &openCache{
-		backing: b, limit: limit,
+		v: v, backing: v.backing, limit: limit,
 		inodes: make(map[journal.Ident]*openInode),
 		orphan: make(map[journal.Ident]*openInode),
 	}
@@ -142,14 +147,15 @@ func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 			return old
 		}
 		if c.orphan[id] == old { // keep an orphan's place: Forget looks there
-			o := &openInode{id: id, fd: fd, reach: got, users: 1, used: true}
+			o := &openInode{v: c.v, id: id, fd: fd, reach: got, users: 1, used: true}
+			o.nameless.Store(true)
 			c.orphan[id] = o
 			c.retire(old)
 			return o
 		}
 		c.drop(old)
 	}
-	o := &openInode{id: id, fd: fd, reach: got, users: 1, used: true}
+	o := &openInode{v: c.v, id: id, fd: fd, reach: got, users: 1, used: true}
 	c.inodes[id] = o
 	c.clock = append(c.clock, o)
 	c.evict()
@@ -236,6 +242,7 @@ func (c *openCache) hold(id journal.Ident) error {
 	if current := c.inodes[id]; current != nil {
 		delete(c.inodes, id)
 		c.orphan[id] = current
+		current.nameless.Store(true)
 	}
 	c.mu.Unlock()
 	c.put(o)
@@ -255,6 +262,7 @@ func (c *openCache) adopt(id journal.Ident) {
 	defer c.mu.Unlock()
 	if o := c.orphan[id]; o != nil {
 		delete(c.orphan, id)
+		o.nameless.Store(false)
 		c.inodes[id] = o
 		c.clock = append(c.clock, o)
 	}

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,13 +15,16 @@ import (
 	"tandemfs/journal"
 )
 
-// View is the volume as it was at a seal: names, attributes and extended attributes exactly, by the
-// journal's before images; content as it is now. Every read looks at the backing directory first and at
-// the journal after, since a record is in the journal before the change that it tells of.
+// View is the volume as it was at a seal, exactly: names, attributes, extended attributes, content and
+// holes. Every read looks at the backing directory first and at the journal after, since a before image is in
+// the journal before the change that it is of; so no reader stops a writer, nor the other way round.
 type View struct {
 	v     *Volume
 	epoch journal.Epoch
-	once  sync.Once
+	// refs counts the owner and the requests that are under way; at zero the journal lets go of the seal.
+	refs   atomic.Int32
+	closed sync.Once // the owner's share
+	let    sync.Once // letting go, at the end or when it is given up
 }
 
 // Entry is one name in a View.
@@ -30,30 +33,78 @@ type Entry struct {
 	Ident journal.Ident
 }
 
-// Seal ends the current epoch and gives the view of the volume at that instant.
+// Seal ends the current epoch and gives the view of the volume at that instant, for a transfer: where there
+// is no room for what it needs, it is given up, and reads of it fail with journal.ErrNotHeld.
 func (v *Volume) Seal() (*View, error) {
 	n, err := v.journal.Seal(true)
 	if err != nil {
 		return nil, err
 	}
-	return &View{v: v, epoch: n}, nil
+	w := v.newView(n)
+	v.addTransient(w)
+	return w, nil
 }
 
-// View gives the view of an earlier seal, while the journal still holds it.
+// View gives the view of an earlier seal, while the journal still holds it, as Seal does.
 func (v *Volume) View(n journal.Epoch) (*View, error) {
+	w, err := v.holdView(n)
+	if err == nil {
+		v.addTransient(w)
+	}
+	return w, err
+}
+
+// holdView gives the view of a seal that is held.
+func (v *Volume) holdView(n journal.Epoch) (*View, error) {
 	if err := v.journal.Hold(n); err != nil {
 		return nil, err
 	}
-	return &View{v: v, epoch: n}, nil
+	return v.newView(n), nil
+}
+
+// newView makes a view for somebody who has a hold of the seal.
+func (v *Volume) newView(n journal.Epoch) *View {
+	w := &View{v: v, epoch: n}
+	w.refs.Store(1)
+	return w
 }
 
 // Epoch is the seal's number.
 func (w *View) Epoch() journal.Epoch { return w.epoch }
 
-// Close lets go of what the journal keeps for the view.
+// Close lets go of what is kept for the view, once the requests that use it have ended.
 func (w *View) Close() error {
-	w.once.Do(func() { w.v.journal.Release(w.epoch) })
+	w.closed.Do(w.done)
 	return nil
+}
+
+// use takes the view into use for one request, until done; false when it is closed.
+func (w *View) use() bool {
+	for {
+		n := w.refs.Load()
+		if n == 0 {
+			return false
+		}
+		if w.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (w *View) done() {
+	if w.refs.Add(-1) == 0 {
+		w.release()
+	}
+}
+
+// release lets go of the seal; what nobody needs any more is freed in the background.
+func (w *View) release() {
+	w.let.Do(func() {
+		w.v.dropTransient(w)
+		w.v.listings.forget(w.epoch)
+		w.v.journal.Release(w.epoch)
+		w.v.reclaimer.released(w.epoch)
+	})
 }
 
 // gone turns what a handle of a removed inode gives into fs.ErrNotExist.
@@ -71,6 +122,9 @@ func (w *View) image(id journal.Ident, xattrs bool) (journal.Image, error) {
 	if err != nil || ok {
 		return was, err
 	}
+	if n, removed := w.v.before.removedIn(id); removed && n <= w.epoch {
+		return was, fs.ErrNotExist
+	}
 	created, err := w.v.journal.CreatedAfter(w.epoch, id)
 	if err != nil {
 		return was, err
@@ -87,14 +141,12 @@ func (w *View) live(id journal.Ident, xattrs bool) (img journal.Image, err error
 		return img, err
 	}
 	defer w.v.open.put(o)
-	var n Inode
-	if err := w.v.statOpen(o, &n); err != nil {
-		return img, err
-	}
-	img.Attr = sys.Attr(&n.Stat)
 	if xattrs {
-		img.Xattrs, err = sys.Xattrs(o.fd)
+		return o.Image()
 	}
+	var n Inode
+	err = w.v.statOpen(o, &n)
+	img.Attr = sys.Attr(&n.Stat)
 	return img, err
 }
 
@@ -137,7 +189,7 @@ func (w *View) lookupLive(dir journal.Ident, name string) (journal.Ident, error)
 
 // ReadDir gives all names of a directory, sorted.
 func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
-	live, liveErr := w.readLive(dir)
+	entries, liveErr := w.readLive(dir)
 	was, err := w.v.journal.NamesAt(w.epoch, dir)
 	if err != nil {
 		return nil, err
@@ -145,13 +197,13 @@ func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 	if liveErr != nil && !errors.Is(liveErr, unix.ESTALE) {
 		return nil, liveErr
 	}
-	entries := slices.DeleteFunc(live, func(e Entry) bool {
+	entries = slices.DeleteFunc(entries, func(e Entry) bool {
 		_, changed := was[e.Name]
 		return changed
 	})
-	for name := range maps.Keys(was) {
-		if !was[name].IsZero() {
-			entries = append(entries, Entry{Name: name, Ident: was[name]})
+	for name, id := range was {
+		if !id.IsZero() {
+			entries = append(entries, Entry{name, id})
 		}
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
@@ -176,7 +228,7 @@ func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 		if err == unix.ENOENT {
 			return true
 		}
-		entries = append(entries, Entry{Name: string(e.Name), Ident: id})
+		entries = append(entries, Entry{string(e.Name), id})
 		failed = err
 		return err == nil
 	})
@@ -195,31 +247,134 @@ func (w *View) Open(id journal.Ident) (*ViewFile, error) {
 	if err != nil {
 		return nil, gone(err)
 	}
-	return &ViewFile{v: w.v, o: o}, nil
+	return &ViewFile{w: w, o: o}, nil
 }
 
-// ViewFile is a regular file's content.
+// ViewFile is a regular file's content at a seal. Its methods may be called concurrently.
 type ViewFile struct {
-	v *Volume
+	w *View
 	o *openInode
+}
+
+// Close gives the content back.
+func (f *ViewFile) Close() error {
+	f.w.v.open.put(f.o)
+	return nil
 }
 
 // ReadAt is io.ReaderAt.
 func (f *ViewFile) ReadAt(p []byte, off int64) (int, error) {
-	n, err := sys.ReadAt(f.o.fd, p, off)
+	n, err := f.read(p, off)
 	if err == nil && n < len(p) {
 		err = io.EOF
 	}
 	return n, err
 }
 
-// NextData gives the first stretch of data at or after off and before end.
-func (f *ViewFile) NextData(off, end int64) (journal.Extent, bool, error) {
+// read reads what is in the file now, and then puts over it what was kept since the seal.
+func (f *ViewFile) read(p []byte, off int64) (int, error) {
+	n, err := sys.ReadAt(f.o.fd, p, off)
+	if err != nil {
+		return n, err
+	}
+	j := f.w.v.journal
+	was, touched, err := j.ImageAt(f.w.epoch, f.o.id)
+	if err != nil || !touched {
+		return n, err
+	}
+	p = p[:max(0, min(int64(len(p)), was.Attr.Size-off))]
+	if n < len(p) {
+		clear(p[n:])
+	}
+	kept, err := j.KeptAt(f.w.epoch, f.o.id, journal.Extent{Off: off, End: off + int64(len(p))})
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range kept {
+		if err := f.w.v.before.read(k, f.o.id, p[k.Off-off:k.End-off]); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// NextData gives the first stretch of data at or after off and before end; ok is false when only a hole is
+// left. What is not kept is looked for in the file itself, and that was right if nothing more is kept
+// afterwards.
+func (f *ViewFile) NextData(off, end int64) (e journal.Extent, ok bool, err error) {
+	size, err := f.size()
+	end = min(end, size)
+	if err != nil || off >= end {
+		return e, false, err
+	}
+	j, x := f.w.v.journal, journal.Extent{Off: off, End: end}
+	kept, err := j.KeptAt(f.w.epoch, f.o.id, x)
+	for err == nil {
+		if e, ok, err = f.nextData(kept, off, end); err != nil {
+			break
+		}
+		var after []journal.Kept
+		if after, err = j.KeptAt(f.w.epoch, f.o.id, x); err == nil && slices.Equal(kept, after) {
+			return e, ok, nil
+		}
+		kept = after
+	}
+	return e, false, err
+}
+
+// nextData goes through what is kept and what lies between.
+func (f *ViewFile) nextData(kept []journal.Kept, off, end int64) (journal.Extent, bool, error) {
+	for _, k := range kept {
+		if e, ok, err := sys.NextData(f.o.fd, off, k.Off); ok || err != nil {
+			return e, ok, err
+		}
+		if e, ok, err := f.w.v.before.nextData(k, f.o.id); ok || err != nil {
+			return e, ok, err
+		}
+		off = k.End
+	}
 	return sys.NextData(f.o.fd, off, end)
 }
 
-// Close gives the content back.
-func (f *ViewFile) Close() error {
-	f.v.open.put(f.o)
-	return nil
+// size is the file's size at the seal; of a file that had no name then, but is open still, what it is.
+func (f *ViewFile) size() (int64, error) {
+	a, err := f.w.Stat(f.o.id)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return a.Size, err
+	}
+	var n Inode
+	err = f.w.v.statOpen(f.o, &n)
+	return int64(n.Stat.Size), err
+}
+
+// seek is lseek(2) with SEEK_DATA or SEEK_HOLE.
+func (f *ViewFile) seek(off int64, whence int) (int64, error) {
+	size, err := f.size()
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= size {
+		return 0, unix.ENXIO
+	}
+	if whence == unix.SEEK_DATA {
+		e, ok, err := f.NextData(off, size)
+		if err == nil && !ok {
+			err = unix.ENXIO
+		}
+		return e.Off, err
+	}
+	if whence != unix.SEEK_HOLE {
+		return 0, unix.EINVAL
+	}
+	for off < size {
+		e, ok, err := f.NextData(off, size)
+		if err != nil {
+			return 0, err
+		}
+		if !ok || e.Off > off {
+			break
+		}
+		off = e.End
+	}
+	return off, nil
 }

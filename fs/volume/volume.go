@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -36,15 +37,18 @@ var (
 	ErrBusy = errors.New("directory is protected by another running daemon")
 )
 
-// Kernel is what a volume tells the mount that serves it, so that the kernel's caches stay true when a
-// transfer changes the volume beneath them. Package fs/mount implements it.
+// Kernel is what a volume asks of the mount that serves it. Package fs/mount implements it.
 type Kernel interface {
 	// Refers reports whether the kernel may still use the inode.
 	Refers(journal.Ident) bool
-	// InodeChanged drops what the kernel caches of an inode: attributes and, with content, its data.
-	InodeChanged(id journal.Ident, content bool)
-	// NameChanged drops what the kernel caches of a name.
-	NameChanged(dir journal.Ident, name string)
+	// Where gives the name by which the kernel found an inode last, if it did and the name was not taken since.
+	Where(journal.Ident) (dir journal.Ident, name string, ok bool)
+	// Turn runs swap, after which Volume.Current gives another tree, so that every reader sees the one tree
+	// and then, at once, the other, whatever the kernel caches. d tells in what the two differ; an error of
+	// its methods, or of Turn's own, leaves swap undone.
+	Turn(d Differences, swap func()) error
+	// SnapshotsChanged tells that a snapshot of this name is there, or is gone.
+	SnapshotsChanged(name string)
 	// SetReadOnly changes the mount's own flag. Before it is set, what programs wrote through maps of files
 	// is written.
 	SetReadOnly(bool) error
@@ -53,10 +57,24 @@ type Kernel interface {
 // noKernel stands in while nothing is mounted.
 type noKernel struct{}
 
-func (noKernel) Refers(journal.Ident) bool         { return false }
-func (noKernel) InodeChanged(journal.Ident, bool)  {}
-func (noKernel) NameChanged(journal.Ident, string) {}
-func (noKernel) SetReadOnly(bool) error            { return nil }
+func (noKernel) Refers(journal.Ident) bool { return false }
+func (noKernel) Where(journal.Ident) (journal.Ident, string, bool) {
+	return journal.Ident{}, "", false
+}
+func (noKernel) Turn(_ Differences, swap func()) error {
+	swap()
+	return nil
+}
+func (noKernel) SnapshotsChanged(string) {}
+func (noKernel) SetReadOnly(bool) error  { return nil }
+
+// Differences are those between two trees, as far as the kernel might remember them.
+type Differences interface {
+	// Inodes calls yield for each inode whose attributes or, with content, data may differ.
+	Inodes(yield func(id journal.Ident, content bool) error) error
+	// Names calls yield for each name that may stand for something else.
+	Names(yield func(dir journal.Ident, name string) error) error
+}
 
 // Options of Open.
 type Options struct {
@@ -75,9 +93,16 @@ type Volume struct {
 	journal *journal.Journal
 	open    *openCache
 	aside   *aside
+	before  *kept
 
-	readOnly atomic.Bool
-	kernel   atomic.Pointer[Kernel]
+	readOnly  atomic.Bool
+	kernel    atomic.Pointer[Kernel]
+	published atomic.Pointer[View] // what readers see, if not the volume as it is
+	turning   sync.Mutex           // held while published changes
+	transient transient
+	listings  listings
+	snapshots snapshots
+	reclaimer reclaimer
 }
 
 // Open opens a directory as a volume. The directory is held by descriptor from here on, so a mount may
@@ -99,8 +124,9 @@ func Open(path string, o Options) (*Volume, error) {
 	}
 	v := &Volume{
 		name: o.Name, path: abs, log: o.Logger.With("volume", o.Name),
-		backing: backing, root: backing.Root(), open: newOpenCache(backing, openLimit()),
+		backing: backing, root: backing.Root(),
 	}
+	v.open = newOpenCache(v, openLimit())
 	v.SetKernel(nil)
 	if err := v.openState(o.Create); err != nil {
 		backing.Close()
@@ -135,16 +161,52 @@ func (v *Volume) openState(create bool) error {
 	if err := checkPrivate(fd); err != nil {
 		return err
 	}
+	if err := v.openParts(fd); err != nil {
+		v.closeParts()
+		return err
+	}
+	return nil
+}
+
+// openParts opens what the state directory holds.
+func (v *Volume) openParts(fd int) (err error) {
+	dir := filepath.Join(v.backing.ProcPath(), StateDir, "journal")
+	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, Block: v.backing.BlockSize()})
+	if errors.Is(err, journal.ErrBusy) {
+		return ErrBusy
+	}
+	if err != nil {
+		return err
+	}
 	if v.aside, err = openAside(v.backing, fd); err != nil {
 		return err
 	}
-	dir := filepath.Join(v.backing.ProcPath(), StateDir, "journal")
-	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log})
-	if errors.Is(err, journal.ErrBusy) {
-		err = ErrBusy
+	if v.before, err = openKept(fd); err != nil {
+		return err
 	}
-	if err != nil {
+	if err = v.recallSnapshots(); err != nil {
+		return err
+	}
+	if err = v.recallPublished(); err != nil {
+		return err
+	}
+	v.reclaimer.start(v)
+	return nil
+}
+
+// closeParts closes what openParts opened.
+func (v *Volume) closeParts() (err error) {
+	v.reclaimer.stop()
+	v.listings = listings{}
+	if v.journal != nil {
+		err = v.journal.Close()
+	}
+	v.open.close()
+	if v.aside != nil {
 		v.aside.close()
+	}
+	if v.before != nil {
+		v.before.close()
 	}
 	return err
 }
@@ -166,17 +228,12 @@ func checkPrivate(fd int) error {
 
 // Close closes the volume. Nothing may be using it any more: unmount first.
 func (v *Volume) Close() error {
-	err := v.journal.Close()
-	v.open.close()
-	v.aside.close()
-	return errors.Join(err, v.backing.Close())
+	return errors.Join(v.closeParts(), v.backing.Close())
 }
 
 // Remove closes the volume and deletes its state directory: what is left are the user's plain files.
 func (v *Volume) Remove() error {
-	err := v.journal.Close()
-	v.open.close()
-	v.aside.close()
+	err := v.closeParts()
 	if err == nil {
 		err = os.RemoveAll(filepath.Join(v.backing.ProcPath(), StateDir))
 	}
@@ -275,18 +332,4 @@ func (v *Volume) leave() { v.journal.Leave() }
 // hidden reports whether a name is the state directory's.
 func (v *Volume) hidden(dir journal.Ident, name string) bool {
 	return name == StateDir && dir == v.root
-}
-
-// imageOf gives what a journal asks for before an inode's first change in an epoch.
-func imageOf(o *openInode) func() (journal.Image, error) {
-	return func() (journal.Image, error) { return readImage(o.fd) }
-}
-
-func readImage(fd int) (journal.Image, error) {
-	var st unix.Statx_t
-	if err := sys.Stat(fd, "", &st); err != nil {
-		return journal.Image{}, err
-	}
-	xattrs, err := sys.Xattrs(fd)
-	return journal.Image{Attr: sys.Attr(&st), Xattrs: xattrs}, err
 }

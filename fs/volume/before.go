@@ -1,0 +1,68 @@
+package volume
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// Image is journal.Before's.
+func (o *openInode) Image() (journal.Image, error) {
+	var n Inode
+	if err := o.v.statOpen(o, &n); err != nil {
+		return journal.Image{}, err
+	}
+	xattrs, err := sys.Xattrs(o.fd)
+	return journal.Image{Attr: sys.Attr(&n.Stat), Xattrs: xattrs}, err
+}
+
+// Keep is journal.Before's. Where there is no room, views that nobody asked for by name are given up; when
+// only such views needed the copy, the change goes on without it.
+func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
+	err := o.v.before.keep(n, o.id, o.fd, x)
+	if err == nil || !noRoom(err) || !o.v.giveUpViews() {
+		return err
+	}
+	o.v.log.Warn("no room for what a transfer would need of the volume as it was: the transfer starts anew", "error", err)
+	return nil
+}
+
+// Where is journal.Before's.
+func (o *openInode) Where() (journal.Ident, string, bool) { return o.v.mounted().Where(o.id) }
+
+func noRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// retain keeps an inode for the views that need it, in place of removing its last name.
+func (v *Volume) retain(dirfd int, name string, n *Inode) error {
+	err := v.before.take(v.journal.Epoch(), n.ID, dirfd, name)
+	if err == unix.EEXIST { // left by a process that died while it replaced the inode
+		if err = v.before.unlink(v.journal.Epoch(), n.ID); err == nil {
+			err = v.before.take(v.journal.Epoch(), n.ID, dirfd, name)
+		}
+	}
+	return err
+}
+
+// checkEmpty gives ENOTEMPTY for a directory that has names. Nobody makes names in it meanwhile: the kernel
+// locks a directory that is being removed.
+func (v *Volume) checkEmpty(id journal.Ident) error {
+	d, err := v.open.get(id, reachDir)
+	if err != nil {
+		return err
+	}
+	defer v.open.put(d)
+	empty := true
+	err = v.ReadDir(id, 0, minDirents, func(e *sys.Dirent) bool {
+		empty = e.IsDot()
+		return empty
+	})
+	if err == nil && !empty {
+		err = unix.ENOTEMPTY
+	}
+	return err
+}

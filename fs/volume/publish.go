@@ -1,0 +1,197 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+
+	"tandemfs/journal"
+)
+
+// While a transfer or a restore changes a volume its readers see the view of one seal, the published one: it
+// is held until another takes its place or the volume is shown as it is again. Which one it is survives the
+// process. Nobody but the one who publishes changes the volume meanwhile.
+
+// publishedKey is where the journal keeps the published seal.
+const publishedKey = "volume/published"
+
+// Freeze seals the volume, which must be read-only, and publishes the seal, unless one is published already:
+// readers go on seeing what they see.
+func (v *Volume) Freeze() error {
+	if v.published.Load() != nil {
+		return nil
+	}
+	n, err := v.journal.Seal(true)
+	if err != nil {
+		return err
+	}
+	return v.publish(v.newView(n))
+}
+
+// Publish makes readers see a seal that is held, at once, in place of the one that they see.
+func (v *Volume) Publish(n journal.Epoch) error {
+	if now := v.Published(); now == n {
+		return nil
+	}
+	w, err := v.holdView(n)
+	if err != nil {
+		return err
+	}
+	return v.publish(w)
+}
+
+// Thaw ends Freeze: what was changed since the published seal is undone, and then readers see the volume as it
+// is, which is the same. A volume that is not frozen stays as it is.
+func (v *Volume) Thaw() error {
+	n := v.Published()
+	if n == 0 {
+		return nil
+	}
+	if err := v.Undo(n); err != nil {
+		return err
+	}
+	return v.publish(nil)
+}
+
+// Published is the seal that readers see; 0 when they see the volume as it is.
+func (v *Volume) Published() journal.Epoch {
+	if w := v.published.Load(); w != nil {
+		return w.epoch
+	}
+	return 0
+}
+
+// publish shows readers a view, or with nil the volume as it is. It takes over the view.
+func (v *Volume) publish(w *View) error {
+	v.turning.Lock()
+	defer v.turning.Unlock()
+	before := v.published.Load()
+	if err := v.turn(before, w); err != nil {
+		if w != nil {
+			err = errors.Join(err, w.Close())
+		}
+		return fmt.Errorf("show readers another state of the volume: %w", err)
+	}
+	if before != nil {
+		return before.Close()
+	}
+	return nil
+}
+
+// turn changes what readers see and what is remembered of it: before the change where that keeps more.
+func (v *Volume) turn(before, w *View) error {
+	if w != nil {
+		if err := v.journal.SetState(publishedKey, binary.AppendUvarint(nil, uint64(w.epoch))); err != nil {
+			return err
+		}
+	}
+	d, err := v.differences(before, w)
+	if err != nil {
+		return err
+	}
+	if err := v.mounted().Turn(d, func() { v.published.Store(w) }); err != nil {
+		return err
+	}
+	if w == nil {
+		return v.journal.SetState(publishedKey, nil)
+	}
+	return nil
+}
+
+// differences gives those between two of the states that readers can see.
+func (v *Volume) differences(before, after *View) (differences, error) {
+	if before == nil { // the volume was frozen, and is as it was then
+		return differences{}, nil
+	}
+	upto := journal.Epoch(0)
+	if after != nil {
+		upto = after.epoch
+	} else {
+		n, err := v.journal.Seal(false)
+		if err != nil {
+			return differences{}, err
+		}
+		upto = n
+	}
+	if upto < before.epoch { // back to an older one
+		return differences{}, fmt.Errorf("seal %d is older than %d, which readers see: %w", upto, before.epoch, fs.ErrInvalid)
+	}
+	c, err := v.journal.Changes(before.epoch, upto)
+	return differences{c}, err
+}
+
+// recallPublished opens the view that an earlier process published.
+func (v *Volume) recallPublished() error {
+	value, err := v.journal.State(publishedKey)
+	if err != nil || value == nil {
+		return err
+	}
+	n, _ := binary.Uvarint(value)
+	w, err := v.holdView(journal.Epoch(n))
+	if err != nil {
+		return fmt.Errorf("what readers of the volume saw last: %w", err)
+	}
+	v.published.Store(w)
+	return nil
+}
+
+// differences are those that the journal knows between two seals; none when changes is nil.
+type differences struct{ changes *journal.Changes }
+
+// Inodes is Differences'.
+func (d differences) Inodes(yield func(journal.Ident, bool) error) error {
+	if d.changes == nil {
+		return nil
+	}
+	return d.changes.Inodes(func(c journal.InodeChange) error {
+		return yield(c.Ident, c.What&(journal.Data|journal.Created) != 0)
+	})
+}
+
+// Names is Differences'.
+func (d differences) Names(yield func(journal.Ident, string) error) error {
+	if d.changes == nil {
+		return nil
+	}
+	return d.changes.Names(func(c journal.NameChange) error { return yield(c.Dir, c.Name) })
+}
+
+// transient are the views that may be given up.
+type transient struct {
+	mu    sync.Mutex
+	views map[*View]struct{}
+}
+
+func (v *Volume) addTransient(w *View) {
+	v.transient.mu.Lock()
+	defer v.transient.mu.Unlock()
+	if v.transient.views == nil {
+		v.transient.views = map[*View]struct{}{}
+	}
+	v.transient.views[w] = struct{}{}
+}
+
+func (v *Volume) dropTransient(w *View) {
+	v.transient.mu.Lock()
+	defer v.transient.mu.Unlock()
+	delete(v.transient.views, w)
+}
+
+// giveUpViews lets go of all views that may be given up, if nothing is held then.
+func (v *Volume) giveUpViews() bool {
+	if v.published.Load() != nil || len(v.Snapshots()) > 0 {
+		return false
+	}
+	v.transient.mu.Lock()
+	var views []*View
+	for w := range v.transient.views {
+		views = append(views, w)
+	}
+	v.transient.mu.Unlock()
+	for _, w := range views {
+		w.release()
+	}
+	return !v.journal.Holding()
+}

@@ -1,0 +1,212 @@
+package volume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tandemfs/journal"
+)
+
+// SnapshotDir is the name under which every directory of a mount shows what it was at each snapshot.
+const SnapshotDir = ".snapshot"
+
+// Snapshot is a seal that a person or a policy asked to keep.
+type Snapshot struct {
+	Name    string        `json:"name"`
+	Epoch   journal.Epoch `json:"epoch"`
+	Created time.Time     `json:"created"`
+	Expires time.Time     `json:"expires,omitzero"` // zero: never
+}
+
+// snapshots are a volume's snapshots, each with its open view.
+type snapshots struct {
+	mu     sync.Mutex
+	byName map[string]*openSnapshot
+}
+
+type openSnapshot struct {
+	Snapshot
+	view *View
+}
+
+// snapshotKey is under what the journal keeps a snapshot, as JSON.
+func snapshotKey(name string) string { return snapshotKeys + name }
+
+const snapshotKeys = "volume/snapshot/"
+
+// recallSnapshots opens the snapshots that an earlier process kept.
+func (v *Volume) recallSnapshots() error {
+	v.snapshots.byName = map[string]*openSnapshot{}
+	values, err := v.journal.States(snapshotKeys)
+	if err != nil {
+		return err
+	}
+	for key, value := range values {
+		var s Snapshot
+		if err := json.Unmarshal(value, &s); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		view, err := v.holdView(s.Epoch)
+		if err != nil {
+			return fmt.Errorf("snapshot %q: %w", s.Name, err)
+		}
+		v.snapshots.byName[s.Name] = &openSnapshot{s, view}
+	}
+	return nil
+}
+
+// checkSnapshotName refuses what could not be a name below SnapshotDir.
+func checkSnapshotName(name string) error {
+	if name == "" || len(name) > 255 || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%q cannot be a snapshot's name (1 to 255 bytes, no slash): %w", name, fs.ErrInvalid)
+	}
+	return nil
+}
+
+// CreateSnapshot seals the volume and keeps the seal under a name; an empty one is made from the time. On a
+// volume whose readers see a published seal it is that one that is kept. fs.ErrExist: the name is taken;
+// fs.ErrInvalid: it cannot be a name.
+func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error) {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	now := time.Now().UTC()
+	if name == "" {
+		name = v.freeName(now)
+	} else if err := checkSnapshotName(name); err != nil {
+		return Snapshot{}, err
+	}
+	if v.snapshots.byName[name] != nil {
+		return Snapshot{}, fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrExist)
+	}
+	view, err := v.sealForSnapshot()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s := Snapshot{Name: name, Epoch: view.epoch, Created: now, Expires: expires}
+	if err := v.saveSnapshot(s); err != nil {
+		return Snapshot{}, errors.Join(err, view.Close())
+	}
+	v.snapshots.byName[name] = &openSnapshot{s, view}
+	v.mounted().SnapshotsChanged(name)
+	return s, nil
+}
+
+// freeName makes a name from a time, without characters that Windows does not show. Called with the
+// snapshots' mu held.
+func (v *Volume) freeName(now time.Time) string {
+	base := now.Format("2006-01-02_15.04.05")
+	name := base
+	for i := 2; v.snapshots.byName[name] != nil; i++ {
+		name = fmt.Sprintf("%s_%d", base, i)
+	}
+	return name
+}
+
+// sealForSnapshot gives the view that a new snapshot is of.
+func (v *Volume) sealForSnapshot() (*View, error) {
+	v.turning.Lock()
+	defer v.turning.Unlock()
+	if w := v.published.Load(); w != nil {
+		return v.holdView(w.epoch)
+	}
+	n, err := v.journal.Seal(true)
+	if err != nil {
+		return nil, err
+	}
+	return v.newView(n), nil
+}
+
+func (v *Volume) saveSnapshot(s Snapshot) error {
+	value, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return v.journal.SetState(snapshotKey(s.Name), value)
+}
+
+// Snapshots lists the snapshots, oldest first.
+func (v *Volume) Snapshots() []Snapshot {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	list := make([]Snapshot, 0, len(v.snapshots.byName))
+	for _, s := range v.snapshots.byName {
+		list = append(list, s.Snapshot)
+	}
+	slices.SortFunc(list, func(a, b Snapshot) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return list
+}
+
+// find gives a snapshot. Called with the snapshots' mu held.
+func (v *Volume) find(name string) (*openSnapshot, error) {
+	if s := v.snapshots.byName[name]; s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrNotExist)
+}
+
+// Snapshot finds a snapshot; fs.ErrNotExist if there is none.
+func (v *Volume) Snapshot(name string) (Snapshot, error) {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	s, err := v.find(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return s.Snapshot, nil
+}
+
+// OpenSnapshot gives a snapshot with the view of it, which the caller closes.
+func (v *Volume) OpenSnapshot(name string) (Snapshot, *View, error) {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	s, err := v.find(name)
+	if err != nil {
+		return Snapshot{}, nil, err
+	}
+	view, err := v.holdView(s.Epoch)
+	return s.Snapshot, view, err
+}
+
+// DeleteSnapshot lets go of a snapshot; what it alone held is freed in the background.
+func (v *Volume) DeleteSnapshot(name string) error {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	s, err := v.find(name)
+	if err != nil {
+		return err
+	}
+	if err := v.journal.SetState(snapshotKey(name), nil); err != nil {
+		return err
+	}
+	delete(v.snapshots.byName, name)
+	v.mounted().SnapshotsChanged(name)
+	return s.view.Close()
+}
+
+// SetSnapshotExpiry says when a snapshot may be deleted; zero: never.
+func (v *Volume) SetSnapshotExpiry(name string, expires time.Time) error {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	s, err := v.find(name)
+	if err != nil {
+		return err
+	}
+	changed := s.Snapshot
+	changed.Expires = expires
+	if err := v.saveSnapshot(changed); err != nil {
+		return err
+	}
+	s.Snapshot = changed
+	return nil
+}
