@@ -3,8 +3,9 @@
 //
 // It guarantees that one state folder has one daemon; that what was asked for and answered is there after a
 // restart, a killed one included; that a directory is checked before anything is touched; that a volume
-// which cannot be opened is shown as failed and does not stop the node; and that a target is not writable
-// at any moment of a start.
+// which cannot be opened is shown as failed and does not stop the node; that a target is not writable at any
+// moment of a start; and that a snapshot is deleted only when somebody asks, or when its expiry, as last
+// answered, has passed.
 package daemon
 
 import (
