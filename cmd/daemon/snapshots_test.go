@@ -464,3 +464,19 @@ func TestAVolumeThatIsBusyIsPassedOver(t *testing.T) {
 		t.Errorf("left are %v", b.kept)
 	}
 }
+
+func TestASnapshotWhoseExpiryWasPutOffInTimeIsKept(t *testing.T) {
+	b := newFakeBackend()
+	j := newJanitor(t, b, &clock{}, &logOf{}, "a")
+	b.kept = map[string][]volume.Snapshot{"a": {{Name: "s", Expires: noon}}}
+	j.expiry.Lock()
+	tidied := make(chan struct{})
+	go func() { j.tidy(); close(tidied) }()
+	time.Sleep(20 * time.Millisecond) // long enough for a janitor that does not wait
+	err := j.volumes.entries["a"].volume.SetSnapshotExpiry("s", time.Time{})
+	j.expiry.Unlock()
+	<-tidied
+	if err != nil || len(b.kept["a"]) != 1 {
+		t.Errorf("left are %v, %v", b.kept["a"], err)
+	}
+}
