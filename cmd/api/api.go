@@ -31,6 +31,8 @@ type Node interface {
 	RejectRelationship(ctx context.Context, id string) (replicator.Status, error)
 	DeleteRelationship(ctx context.Context, id string) (replicator.Status, error)
 	EnableRelationship(ctx context.Context, id string, enabled bool) (replicator.Status, error)
+
+	SnapshotNode
 }
 
 // Info describes a node.
@@ -64,17 +66,19 @@ type Volume struct {
 	ReadOnly      bool        `json:"read_only"`
 	NoSuid        bool        `json:"nosuid"`
 	NoDev         bool        `json:"nodev"`
+	ShowSnapshots bool        `json:"show_snapshots"` // whether listings of the root name .snapshot
 	Created       time.Time   `json:"created"`
 	Relationships []string    `json:"relationships"` // ids of those that use the volume
 }
 
 // CreateVolume asks for the protection of a directory.
 type CreateVolume struct {
-	Name   string `json:"name"`
-	Path   string `json:"path"`            // absolute
-	Mount  string `json:"mount,omitempty"` // absolute; empty: over Path itself
-	NoSuid bool   `json:"nosuid"`
-	NoDev  bool   `json:"nodev"`
+	Name          string `json:"name"`
+	Path          string `json:"path"`            // absolute
+	Mount         string `json:"mount,omitempty"` // absolute; empty: over Path itself
+	NoSuid        bool   `json:"nosuid"`
+	NoDev         bool   `json:"nodev"`
+	ShowSnapshots bool   `json:"show_snapshots"` // have listings of the root name .snapshot
 }
 
 // The lists as they travel.

@@ -69,7 +69,7 @@ func TestEveryCallOfTheClientReachesTheNode(t *testing.T) {
 		{func() error {
 			_, err := client.CreateVolume(ctx, api.CreateVolume{Name: "v", Path: "/p", Mount: "/m", NoSuid: true})
 			return err
-		}, "create {Name:v Path:/p Mount:/m NoSuid:true NoDev:false}"},
+		}, "create {Name:v Path:/p Mount:/m NoSuid:true NoDev:false ShowSnapshots:false}"},
 		{func() error { _, err := client.Volume(ctx, "v"); return err }, "volume v"},
 		{func() error { _, err := client.RemoveVolume(ctx, "v"); return err }, "remove v"},
 		{func() error {

@@ -15,7 +15,7 @@ import (
 	"tandemfs/replicator"
 )
 
-// maxAnswer bounds what the client reads: far more than any list of volumes or relationships needs.
+// maxAnswer bounds what the client reads: far more than any list or page needs.
 const maxAnswer = 64 << 20
 
 // Client speaks to a node's socket. Its methods may be called concurrently and return *Error.
@@ -101,23 +101,87 @@ func (c *Client) DeleteRelationship(ctx context.Context, id string) (replicator.
 	return call[replicator.Status](ctx, c, http.MethodDelete, nil, "relationships", id)
 }
 
-// call makes one request; the parts below /v1 are escaped one by one.
+// Snapshots lists a volume's snapshots, oldest first, and what they hold.
+func (c *Client) Snapshots(ctx context.Context, volume string) (SnapshotList, error) {
+	return call[SnapshotList](ctx, c, http.MethodGet, nil, "volumes", volume, "snapshots")
+}
+
+// Snapshot finds a snapshot.
+func (c *Client) Snapshot(ctx context.Context, volume, name string) (Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodGet, nil, "volumes", volume, "snapshots", name)
+}
+
+// CreateSnapshot takes a snapshot.
+func (c *Client) CreateSnapshot(ctx context.Context, volume string, want CreateSnapshot) (Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodPost, want, "volumes", volume, "snapshots")
+}
+
+// DeleteSnapshot deletes a snapshot and gives it as it was.
+func (c *Client) DeleteSnapshot(ctx context.Context, volume, name string) (Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodDelete, nil, "volumes", volume, "snapshots", name)
+}
+
+// SetSnapshotExpiry says when a snapshot may be deleted.
+func (c *Client) SetSnapshotExpiry(ctx context.Context, volume, name string, want SetExpiry) (Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodPost, want, "volumes", volume, "snapshots", name, "expiry")
+}
+
+// Diff gives a page of what differs between two snapshots.
+func (c *Client) Diff(ctx context.Context, volume string, want Diff) (ChangeList, error) {
+	return callDiff[ChangeList](ctx, c, volume, want)
+}
+
+// DiffFile gives a page of where a file differs between two snapshots.
+func (c *Client) DiffFile(ctx context.Context, volume string, want Diff) (RegionList, error) {
+	return callDiff[RegionList](ctx, c, volume, want)
+}
+
+// Restore makes a volume, or a part of it, what it was, and gives the snapshot that was taken first.
+func (c *Client) Restore(ctx context.Context, volume string, want Restore) (Snapshot, error) {
+	return call[Snapshot](ctx, c, http.MethodPost, want, "volumes", volume, "restore")
+}
+
+func callDiff[T any](ctx context.Context, c *Client, volume string, want Diff) (T, error) {
+	place, err := address("volumes", volume, "diff")
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return send[T](ctx, c, http.MethodGet, nil, place+"?"+want.query())
+}
+
+// call makes one request to the resource that the parts below /v1 name.
 func call[T any](ctx context.Context, c *Client, method string, body any, parts ...string) (T, error) {
-	var result T
-	address := "http://tandemfs/v1"
+	place, err := address(parts...)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return send[T](ctx, c, method, body, place)
+}
+
+// address puts the parts below /v1 together, each escaped by itself.
+func address(parts ...string) (string, error) {
+	place := "http://tandemfs/v1"
 	for _, part := range parts {
 		if part == "" || part == "." || part == ".." {
-			return result, Errorf(CodeInvalid, "%q is not a name", part)
+			return "", Errorf(CodeInvalid, "%q is not a name", part)
 		}
-		address += "/" + url.PathEscape(part)
+		place += "/" + url.PathEscape(part)
 	}
+	return place, nil
+}
+
+// send makes one request to an address.
+func send[T any](ctx context.Context, c *Client, method string, body any, place string) (T, error) {
+	var result T
 	var sent bytes.Buffer
 	if body != nil {
 		if err := json.NewEncoder(&sent).Encode(body); err != nil {
 			return result, Errorf(CodeInternal, "the request cannot be written: %v", err)
 		}
 	}
-	request, err := http.NewRequestWithContext(ctx, method, address, &sent)
+	request, err := http.NewRequestWithContext(ctx, method, place, &sent)
 	if err != nil {
 		return result, Errorf(CodeInternal, "the request cannot be made: %v", err)
 	}

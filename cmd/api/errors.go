@@ -16,7 +16,7 @@ type Code string
 const (
 	CodeInvalid     Code = "invalid"     // the request makes no sense; asking again will not help
 	CodeForbidden   Code = "forbidden"   // the caller is neither root nor the node's user
-	CodeNotFound    Code = "not_found"   // no such volume, relationship or resource
+	CodeNotFound    Code = "not_found"   // no such volume, snapshot, relationship or resource
 	CodeConflict    Code = "conflict"    // refused in the present state
 	CodeTooLarge    Code = "too_large"   // the request is longer than MaxRequest
 	CodePeer        Code = "peer"        // the other node could not be reached, or refused

@@ -19,6 +19,7 @@ type fakeNode struct {
 	relations map[string]replicator.Status
 	asked     []string
 	fail      error
+	restoring func(context.Context) // called in the middle of a restore
 }
 
 func newFakeNode() *fakeNode {

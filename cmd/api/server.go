@@ -41,6 +41,9 @@ type answer func(r *http.Request) (status int, value any, err error)
 // routes names every resource once; docs/api.md describes them.
 func (h *handler) routes() *http.ServeMux {
 	mux := http.NewServeMux()
+	for pattern, a := range h.snapshotRoutes() {
+		mux.Handle(pattern, h.serve(a))
+	}
 	for pattern, a := range map[string]answer{
 		"GET /v1/node":                          h.info,
 		"GET /v1/volumes":                       h.volumes,

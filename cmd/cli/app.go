@@ -33,6 +33,7 @@ func newApp(env *Env) *urfave.App {
 		Commands: []*urfave.Command{
 			serveCommand(env),
 			group("volume", "protect directories", volumeCommands(env)),
+			group("snapshot", "keep, compare and bring back what volumes were", snapshotCommands(env)),
 			group("relationship", "replicate volumes to other nodes", relationshipCommands(env)),
 			group("node", "look at the node itself", nodeCommands(env)),
 			versionCommand(env),
@@ -66,7 +67,8 @@ func noCommand(c *urfave.Context) error {
 	return usage("a command is missing")
 }
 
-// command describes one command: what it is called, which arguments it takes (a word each), and what it does.
+// command describes one command: what it is called, which arguments it takes (a word each, in brackets when it
+// may be left out), and what it does.
 type command struct {
 	name, args, about, description string
 	flags                          []urfave.Flag
@@ -104,16 +106,17 @@ func (e *Env) clientCommand(c command) *urfave.Command {
 
 // checkArgs refuses more or fewer arguments than a command takes.
 func checkArgs(u *urfave.Context, want string) error {
-	words := strings.Fields(want)
-	switch got := u.Args().Slice(); {
-	case len(got) < len(words):
-		return usage("%s is missing: %s %s (see --help)", words[len(got)], u.Command.HelpName, want)
-	case len(got) > len(words):
+	words, got := strings.Fields(want), u.Args().Slice()
+	if len(got) > len(words) {
 		return usage("%q is too much: %s %s (see --help)", got[len(words)], u.Command.HelpName, want)
 	}
 	for i, word := range words {
-		if u.Args().Get(i) == "" {
-			return usage("%s is empty", word)
+		name := strings.Trim(word, "[]")
+		switch {
+		case i >= len(got) && name == word:
+			return usage("%s is missing: %s %s (see --help)", name, u.Command.HelpName, want)
+		case i < len(got) && got[i] == "": // also where it could be left out: a script's variable may be empty
+			return usage("%s is empty", name)
 		}
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 
 func dataVolume() api.Volume {
 	return api.Volume{Name: "data", ID: "id1", Path: "/srv/data", Mount: "/srv/data", State: api.VolumeMounted,
-		NoSuid: true, Created: noon.Add(-26 * time.Hour), Relationships: []string{"3f2a9c11d07b"}}
+		NoSuid: true, ShowSnapshots: true, Created: noon.Add(-26 * time.Hour), Relationships: []string{"3f2a9c11d07b"}}
 }
 
 func TestVolumesAreShown(t *testing.T) {
@@ -30,7 +30,7 @@ old   /mnt/old   /old       failed: no such directory  read-only  0
 `)
 	d.must("volume show data", `volume data
   directory      /srv/data
-  mount          /srv/data, nosuid
+  mount          /srv/data, nosuid, .snapshot shown
   state          mounted
   access         writable
   relationships  3f2a9c11d07b
@@ -57,9 +57,9 @@ func TestAVolumeIsCreatedWithPathsMadeAbsolute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.must("volume create data ./files --mount ../m --nodev", fmt.Sprintf(
+	d.must("volume create data ./files --mount ../m --nodev --show-snapshots", fmt.Sprintf(
 		"volume data protects %s/files, mounted at %s\n", here, filepath.Join(filepath.Dir(here), "m")))
-	want := api.CreateVolume{Name: "data", Path: here + "/files", Mount: filepath.Join(filepath.Dir(here), "m"), NoDev: true}
+	want := api.CreateVolume{Name: "data", Path: here + "/files", Mount: filepath.Join(filepath.Dir(here), "m"), NoDev: true, ShowSnapshots: true}
 	if d.node.created != want {
 		t.Errorf("the node was asked for %+v, want %+v", d.node.created, want)
 	}
@@ -198,7 +198,7 @@ func TestWhatCannotBeUnderstoodIsAUsageError(t *testing.T) {
 func TestEveryCommandExplainsItself(t *testing.T) {
 	d := newDesk(t)
 	for _, line := range []string{"--help", "serve --help", "volume --help", "volume create --help", "volume create a b --help",
-		"relationship status -h", "node show --help", "version --help", "completion --help"} {
+		"relationship status -h", "snapshot --help", "snapshot diff --help", "node show --help", "version --help", "completion --help"} {
 		code, out, errs := d.give(strings.Fields(line)...)
 		if code != 0 || errs != "" || !strings.Contains(out, "USAGE:") {
 			t.Errorf("%s: exit code %d\n%s%s", line, code, out, errs)
@@ -288,9 +288,11 @@ func TestCompletionKnowsCommandsFlagsAndNames(t *testing.T) {
 	t.Setenv("TANDEMFS_SOCKET", d.socket)
 	t.Cleanup(func(args []string) func() { return func() { os.Args = args } }(os.Args))
 	for line, want := range map[string][]string{
-		"":                    {"serve", "volume", "relationship"},
+		"":                    {"serve", "volume", "snapshot", "relationship"},
 		"volume":              {"create", "list", "remove"},
 		"volume remove":       {"data", "copy"},
+		"snapshot":            {"create", "set-expiry", "restore"},
+		"snapshot restore":    {"data", "copy"},
 		"relationship status": {"3f2a"},
 	} {
 		args := append(strings.Fields(line), completionFlag)

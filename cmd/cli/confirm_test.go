@@ -21,6 +21,9 @@ func nodeThatLogs(_ context.Context, o daemon.Options) error {
 func TestNothingDangerousHappensWithoutAYes(t *testing.T) {
 	commands := map[string]string{
 		"volume remove data":        "remove data",
+		"snapshot delete data s":    "delete data:s",
+		"snapshot restore data s":   `restore data:s ""`,
+		"snapshot restore data s p": `restore data:s "p"`,
 		"relationship authorize 3f": "authorize 3f2a9c11d07b",
 		"relationship delete 3f":    "delete 3f2a9c11d07b",
 	}
@@ -40,6 +43,7 @@ func TestNothingDangerousHappensWithoutAYes(t *testing.T) {
 		} {
 			d := newDesk(t)
 			d.node.volumes = []api.Volume{dataVolume()}
+			d.node.snapshots = []api.Snapshot{{Name: "s", Created: noon}}
 			d.node.statuses = []replicator.Status{awaiting(replicator.RoleTarget)}
 			d.asks, d.stdin = c.terminal, c.stdin
 			code, _, errs := d.run(line + c.flag)

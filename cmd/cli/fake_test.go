@@ -39,6 +39,10 @@ type fakeNode struct {
 	fail      error
 	watched   func(n int) // called with how often the status was asked for
 	relations []replicator.Status
+	snapshots []api.Snapshot // of every volume
+	changes   []api.Change
+	regions   []api.Region
+	paged     func() // called for each page of changes
 }
 
 func (n *fakeNode) Info() api.Info {

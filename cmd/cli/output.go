@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -59,7 +61,7 @@ func (o *output) table(rows [][]string) {
 	w := tabwriter.NewWriter(writerFunc(o.write), 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		for i, cell := range row {
-			row[i] = strings.ReplaceAll(printable(cell), "\n", " ")
+			row[i] = oneLine(cell)
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
@@ -79,6 +81,9 @@ func printable(text string) string {
 		return unicode.ReplacementChar
 	}, text)
 }
+
+// oneLine is printable for what must not look like more than one line.
+func oneLine(text string) string { return strings.ReplaceAll(printable(text), "\n", " ") }
 
 // moment writes a time, here and relative to now; "" for none.
 func (o *output) moment(t time.Time) string {
@@ -128,6 +133,29 @@ func seconds(s float64) string { return duration(time.Duration(s * float64(time.
 
 // size writes a number of bytes in IEC units.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// hint writes a command so that it can be given to a shell.
+func hint(command string, flags []string, args ...string) string {
+	words := append([]string{"tandemfs " + command}, flags...)
+	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "-") }) {
+		words = append(words, "--")
+	}
+	words = append(words, args...)
+	for i, word := range words[1:] {
+		words[i+1] = shellWord(word)
+	}
+	return strings.Join(words, " ")
+}
+
+var plainWord = regexp.MustCompile(`^[\w@%+=:,./-]+$`)
+
+// shellWord quotes a word that a shell would not take as it is.
+func shellWord(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
 
 func count(n int64) string { return humanize.Comma(n) }
 

@@ -22,6 +22,7 @@ func volumeCommands(env *Env) []*urfave.Command {
 				&urfave.StringFlag{Name: "mount", Usage: "mount the volume at `PATH`, an empty directory"},
 				&urfave.BoolFlag{Name: "nosuid", DisableDefaultText: true, Usage: "set-id bits have no effect on the mount"},
 				&urfave.BoolFlag{Name: "nodev", DisableDefaultText: true, Usage: "device nodes cannot be opened on the mount"},
+				&urfave.BoolFlag{Name: "show-snapshots", DisableDefaultText: true, Usage: "have listings of the mount's root name .snapshot"},
 			},
 		}),
 		env.clientCommand(command{
@@ -42,7 +43,9 @@ func volumeCommands(env *Env) []*urfave.Command {
 }
 
 func createVolume(ctx context.Context, c *call) error {
-	want := api.CreateVolume{Name: c.Args().Get(0), NoSuid: c.Bool("nosuid"), NoDev: c.Bool("nodev")}
+	want := api.CreateVolume{
+		Name: c.Args().Get(0), NoSuid: c.Bool("nosuid"), NoDev: c.Bool("nodev"), ShowSnapshots: c.Bool("show-snapshots"),
+	}
 	var err error
 	if want.Path, err = absolute(c.Args().Get(1)); err != nil {
 		return err
@@ -151,6 +154,9 @@ func mountOptions(v api.Volume) string {
 	}
 	if v.NoDev {
 		text += ", nodev"
+	}
+	if v.ShowSnapshots {
+		text += ", .snapshot shown"
 	}
 	return text
 }

@@ -29,6 +29,8 @@ func Run(ctx context.Context, o Options) error {
 	return run(ctx, o, parts{
 		backend:    system{o.Logger},
 		newManager: func(c replicator.Config) (Manager, error) { return replicator.NewManager(c) },
+		now:        time.Now,
+		tidyEvery:  time.Minute,
 	})
 }
 

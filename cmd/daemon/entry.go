@@ -28,6 +28,10 @@ type entry struct {
 	failure error  // why one of them is nil
 	tried   time.Time
 	removed bool
+
+	// users are calls on the volume that outlast the hold of mu. They begin with mu held, so that whoever
+	// holds it can wait for the last.
+	users sync.WaitGroup
 }
 
 // bringUp opens and mounts what is not open or not mounted. Called with mu held.
@@ -76,7 +80,7 @@ func (e *entry) mountVolume(kept record) error {
 	if err := e.volume.SetReadOnly(kept.ReadOnly); err != nil {
 		return fmt.Errorf("volume %s cannot be set read-only: %w", kept.Name, err)
 	}
-	mount, err := e.registry.backend.Mount(e.volume, kept.Mount, MountOptions{kept.NoSuid, kept.NoDev})
+	mount, err := e.registry.backend.Mount(e.volume, kept.Mount, MountOptions{kept.NoSuid, kept.NoDev, kept.ShowSnapshots})
 	if err != nil {
 		return fmt.Errorf("volume %s cannot be mounted at %s: %w", kept.Name, kept.Mount, err)
 	}
@@ -88,12 +92,38 @@ func (e *entry) mountVolume(kept record) error {
 
 // discard closes a volume that could not be mounted; a new one leaves nothing behind.
 func (e *entry) discard(created bool) error {
+	if created {
+		return e.end(Volume.Remove)
+	}
+	return e.end(Volume.Close)
+}
+
+// end ends the open volume in one of the two ways, after those who still use it. Called with mu held.
+func (e *entry) end(how func(Volume) error) error {
 	v := e.volume
 	e.volume = nil
-	if created {
-		return v.Remove()
+	e.users.Wait()
+	return how(v)
+}
+
+// use gives the open volume to a caller who calls done when that is over. Called with mu held.
+func (e *entry) use() (v Volume, done func()) {
+	e.users.Add(1)
+	return e.volume, e.users.Done
+}
+
+// useIfUp is use for somebody who can do without: a volume that is not mounted is not brought up for it, and
+// one that is busy is not waited for.
+func (e *entry) useIfUp() (v Volume, done func(), up bool) {
+	if !e.mu.TryLock() {
+		return nil, nil, false
 	}
-	return v.Close()
+	defer e.mu.Unlock()
+	if e.volume == nil || e.mount == nil {
+		return nil, nil, false
+	}
+	v, done = e.use()
+	return v, done, true
 }
 
 // watch notes when a mount goes away by other hands: what is then written to the plain directory is not
@@ -121,6 +151,15 @@ func (e *entry) ready() error {
 		return e.failure
 	}
 	return e.bringUp(false)
+}
+
+// usable is ready, with the error that somebody gets who wants to use the volume. Called with mu held.
+func (e *entry) usable() error {
+	err := e.ready()
+	if err == nil || e.removed {
+		return err
+	}
+	return absent{api.Errorf(api.CodeConflict, "volume %s cannot be used: %v", e.record.Name, err)}
 }
 
 // setReadOnly switches the volume, its mount and its record, all or none. The record says "read-only" for at
@@ -178,9 +217,7 @@ func (e *entry) takeDown() error {
 	if e.volume == nil {
 		return nil
 	}
-	v := e.volume
-	e.volume = nil
-	return v.Close()
+	return e.end(Volume.Close)
 }
 
 // unmount ends the mount, if there is one, in one of the two ways.
@@ -211,9 +248,7 @@ func (e *entry) erase() (left error, err error) {
 	if err := e.open(e.registry.recordOf(e), false); err != nil {
 		return fmt.Errorf("what the volume kept in %s/.tandemfs, if it is there, stays there: it cannot be opened: %w", e.record.Path, err), nil
 	}
-	v := e.volume
-	e.volume = nil
-	if err := v.Remove(); err != nil {
+	if err := e.end(Volume.Remove); err != nil {
 		return nil, fmt.Errorf("the volume's state in %s cannot be taken away: %w", e.record.Path, err)
 	}
 	return nil, nil
@@ -224,7 +259,8 @@ func (e *entry) describe() api.Volume {
 	kept := e.registry.recordOf(e)
 	v := api.Volume{
 		Name: kept.Name, Path: kept.Path, Mount: kept.Mount, State: api.VolumeBusy,
-		ReadOnly: kept.ReadOnly, NoSuid: kept.NoSuid, NoDev: kept.NoDev, Created: kept.Created,
+		ReadOnly: kept.ReadOnly, NoSuid: kept.NoSuid, NoDev: kept.NoDev, ShowSnapshots: kept.ShowSnapshots,
+		Created: kept.Created,
 	}
 	if !e.mu.TryLock() {
 		return v

@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"tandemfs/cmd/api"
+	"tandemfs/fs/volume"
 	"tandemfs/journal"
 	"tandemfs/replicator"
 )
@@ -26,10 +28,11 @@ type fakeBackend struct {
 	stale  map[string]bool
 	events []string
 	broken map[string]error
+	kept   map[string][]volume.Snapshot // of each volume
 }
 
 func newFakeBackend() *fakeBackend {
-	return &fakeBackend{mounts: map[string]*fakeMount{}, stale: map[string]bool{}, broken: map[string]error{}}
+	return &fakeBackend{mounts: map[string]*fakeMount{}, stale: map[string]bool{}, broken: map[string]error{}, kept: map[string][]volume.Snapshot{}}
 }
 
 // did notes an event and gives the error that it must end with.
@@ -75,7 +78,7 @@ func (b *fakeBackend) Mount(v Volume, at string, o MountOptions) (Mount, error) 
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	m := &fakeMount{backend: b, name: v.Name(), at: at, gone: make(chan struct{})}
+	m := &fakeMount{backend: b, name: v.Name(), at: at, options: o, gone: make(chan struct{})}
 	b.mounts[at] = m
 	return m, nil
 }
@@ -111,6 +114,7 @@ func (v *fakeVolume) Remove() error {
 type fakeMount struct {
 	backend  *fakeBackend
 	name, at string
+	options  MountOptions
 	once     sync.Once
 	gone     chan struct{}
 }
@@ -231,7 +235,18 @@ type rig struct {
 	relations []replicator.Status
 	client    *api.Client
 	stopNode  func() error
+	clock     clock
+	tidyEvery time.Duration
 }
+
+// clock is the time that a node under test is told.
+type clock struct{ ahead atomic.Int64 }
+
+// noon is when a clock starts.
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func (c *clock) now() time.Time          { return noon.Add(time.Duration(c.ahead.Load())) }
+func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
@@ -239,7 +254,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, backend: newFakeBackend()}
+	r := &rig{t: t, dir: dir, backend: newFakeBackend(), tidyEvery: time.Hour}
 	r.options = Options{
 		Name: "alpha", State: filepath.Join(dir, "state"), Listen: "127.0.0.1:0",
 		Socket: filepath.Join(dir, "socket"), Version: "test", Logger: testLogger(),
@@ -284,7 +299,7 @@ func (r *rig) awaitAnswer(ctx context.Context) error {
 }
 
 func (r *rig) parts() parts {
-	return parts{backend: r.backend, newManager: func(c replicator.Config) (Manager, error) {
+	return parts{backend: r.backend, now: r.clock.now, tidyEvery: r.tidyEvery, newManager: func(c replicator.Config) (Manager, error) {
 		return &fakeManager{config: c, kept: &r.relations, stopped: make(chan struct{})}, nil
 	}}
 }

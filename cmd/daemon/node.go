@@ -28,10 +28,11 @@ type Options struct {
 	Logger  *slog.Logger
 }
 
-// node is a running node. It implements api.Node, in service.go.
+// node is a running node. It implements api.Node, in service.go and snapshots.go.
 type node struct {
 	info    api.Info
 	log     *slog.Logger
+	now     func() time.Time
 	state   *stateFolder
 	volumes *registry
 	manager Manager
@@ -42,6 +43,7 @@ type node struct {
 	servers sync.WaitGroup
 	atRest  []func() error // what ends the parts that were started, last started first
 	binding sync.RWMutex   // held for writing while a volume must not become part of a relationship
+	expiry  sync.Mutex     // held while an expiry is changed, and while what has expired is deleted
 }
 
 // run runs a node until ctx ends or something breaks that it cannot do without.
@@ -69,12 +71,13 @@ func run(ctx context.Context, o Options, p parts) error {
 
 // start brings a node up; on an error it has taken down again what it had brought up.
 func start(ctx context.Context, o Options, p parts) (*node, error) {
-	n := &node{log: o.Logger, failed: make(chan error, 2)}
+	n := &node{log: o.Logger, now: p.now, failed: make(chan error, 2)}
 	for _, step := range []func() error{
 		func() error { return n.openFolder(o) },
 		func() error { return n.listen(o) },
 		func() error { return n.openVolumes(o, p.backend) },
 		func() error { return n.startReplication(ctx, o, p) },
+		func() error { n.startJanitor(p.tidyEvery); return nil },
 	} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, n.stop())

@@ -3,24 +3,49 @@
 //
 // It guarantees that one state folder has one daemon; that what was asked for and answered is there after a
 // restart, a killed one included; that a directory is checked before anything is touched; that a volume
-// which cannot be opened is shown as failed and does not stop the node; and that a target is not writable
-// at any moment of a start.
+// which cannot be opened is shown as failed and does not stop the node; that a target is not writable at any
+// moment of a start; and that a snapshot is deleted only when somebody asks, or when its expiry, as last
+// answered, has passed.
 package daemon
 
 import (
 	"context"
 	"net"
+	"time"
 
+	"tandemfs/fs/volume"
 	"tandemfs/replicator"
 )
 
 // Volume is what the node needs of a protected directory that is open.
 type Volume interface {
 	replicator.Volume
+	Snapshots
 	// Close leaves the volume's state in its directory, for the next Open.
 	Close() error
 	// Remove closes the volume and takes its state out of the directory.
 	Remove() error
+}
+
+// Snapshots is what the node needs of a volume's snapshots. The methods may be called concurrently, and not
+// once the volume is being closed. fs.ErrNotExist stands for a snapshot or a path that is not there,
+// fs.ErrExist for a name that is taken, fs.ErrInvalid for what makes no sense.
+type Snapshots interface {
+	// CreateSnapshot keeps the volume as it is now; an empty name is made from the time.
+	CreateSnapshot(name string, expires time.Time) (volume.Snapshot, error)
+	// Snapshots gives all, oldest first.
+	Snapshots() []volume.Snapshot
+	Snapshot(name string) (volume.Snapshot, error)
+	DeleteSnapshot(name string) error
+	SetSnapshotExpiry(name string, expires time.Time) error
+	// SnapshotSpace gives the bytes that each snapshot alone holds, and what all together hold.
+	SnapshotSpace() (alone map[string]int64, total int64, err error)
+	// Diff and DiffFile give a page, from a cursor on, and the cursor of the next: none at the end.
+	Diff(from, to, cursor string, limit int) (changes []volume.Change, next string, err error)
+	DiffFile(from, to, path, cursor string, limit int) (regions []volume.Region, next string, err error)
+	// Restore makes the volume, or what is at and below a path, what it was; it takes a snapshot first and
+	// gives that.
+	Restore(name, path string) (volume.Snapshot, error)
 }
 
 // Mount is a volume's mount. Switching the volume switches its mount, too.
@@ -42,8 +67,11 @@ type Backend interface {
 	CleanStale(at string) (bool, error)
 }
 
-// MountOptions is what a mount does not grant.
-type MountOptions struct{ NoSuid, NoDev bool }
+// MountOptions is what a mount does not grant, and what it shows.
+type MountOptions struct {
+	NoSuid, NoDev bool
+	ShowSnapshots bool // listings of the root name .snapshot
+}
 
 // Manager is what the node needs of the manager of relationships.
 type Manager interface {
@@ -60,8 +88,10 @@ type Manager interface {
 	VolumeInUse(name string) []string
 }
 
-// parts are the other rooms' pieces that a node is put together from.
+// parts are the pieces from elsewhere that a node is put together from.
 type parts struct {
 	backend    Backend
 	newManager func(replicator.Config) (Manager, error)
+	now        func() time.Time
+	tidyEvery  time.Duration // how often expired snapshots are looked for
 }

@@ -239,13 +239,26 @@ func (r *registry) Volume(name string) (replicator.Volume, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err := e.ready(); err != nil {
-		if e.removed {
-			return nil, err
-		}
-		return nil, absent{api.Errorf(api.CodeConflict, "volume %s cannot be used: %v", name, err)}
+	if err := e.usable(); err != nil {
+		return nil, err
 	}
 	return managed{e.volume, e}, nil
+}
+
+// use gives a volume, open and mounted, to a caller who calls done when that is over: the volume is not closed
+// before.
+func (r *registry) use(name string) (v Volume, done func(), err error) {
+	e, err := r.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.usable(); err != nil {
+		return nil, nil, err
+	}
+	v, done = e.use()
+	return v, done, nil
 }
 
 // absent is the error for a volume that does not exist, and for one that is known but cannot be used now:

@@ -31,7 +31,7 @@ var rooms = map[string][]string{
 	"journal":     {},
 	"fs":          {"journal"},
 	"replicator":  {"journal"},
-	"snapshotd":   {"journal"},
+	"snapshotd":   {}, // it decides from values alone
 	"cmd":         {"fs", "journal", "replicator", "snapshotd"},
 	"integration": {}, // it drives the real binary, and knows the rooms from outside only
 }

@@ -42,6 +42,8 @@ func TestAForbiddenImportIsReported(t *testing.T) {
 		{"journal may not know fs", "journal", "tandemfs/fs/volume", "room journal must know nothing of room fs"},
 		{"fs may not know the replicator", "fs/volume", "tandemfs/replicator", "must know nothing of room replicator"},
 		{"the replicator may not know fs", "replicator", "tandemfs/fs/volume", "must know nothing of room fs"},
+		{"snapshotd decides from values alone", "snapshotd", "tandemfs/journal", "must know nothing of room journal"},
+		{"cmd asks snapshotd", "cmd/daemon", "tandemfs/snapshotd", ""},
 		{"nobody may know cmd", "integration/lab", "tandemfs/cmd/api", "must know nothing of room cmd"},
 		{"a new top-level folder is no room", "util", "tandemfs/journal", "is not one of the project's rooms"},
 		{"cmd wires the rooms", "cmd/daemon", "tandemfs/fs/mount", ""},
