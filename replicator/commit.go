@@ -75,13 +75,20 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	return wire.Committed{Epoch: b.Cursor.Epoch, Files: a.cursor.Files, Bytes: a.cursor.Bytes}, nil
 }
 
-// publish makes the new recovery point durable.
+// publish makes the new recovery point durable, and then what readers see. What was recorded up to it is not
+// needed any more: both sides hold this state.
 func (a *applier) publish() error {
 	j := a.vol.Journal()
 	if err := remember(j, targetKey(a.id), &a.memory); err != nil {
 		return err
 	}
-	return j.Sync()
+	if err := j.Sync(); err != nil {
+		return err
+	}
+	if err := a.vol.Publish(a.memory.Own); err != nil {
+		return err
+	}
+	return j.Forget(a.memory.Own)
 }
 
 // forget ends the pair of an inode that is gone.

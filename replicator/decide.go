@@ -78,7 +78,7 @@ func (m *Manager) targetVolume(ctx context.Context, name, dir string) (Volume, e
 	return vol, nil
 }
 
-// claim makes a volume a relationship's target: read-only, without memories, and empty unless that is
+// claim makes a volume a relationship's target: read-only, frozen, without memories, and empty unless that is
 // not asked for.
 func claim(vol Volume, id string, allowNonEmpty bool) error {
 	if err := vol.SetReadOnly(true); err != nil {
@@ -90,6 +90,9 @@ func claim(vol Volume, id string, allowNonEmpty bool) error {
 	}
 	if err == nil {
 		err = vol.Journal().SetState(targetKey(id), nil)
+	}
+	if err == nil {
+		err = vol.Freeze()
 	}
 	if err != nil {
 		return errors.Join(err, vol.SetReadOnly(false))

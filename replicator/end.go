@@ -72,7 +72,7 @@ func (r *relationship) endSession(reason string, tell bool) {
 	<-s.done
 }
 
-// unclaim makes a target volume an ordinary one: what a transfer has left aside is dropped, and the
+// unclaim makes a target volume an ordinary one: what was applied since the recovery point is undone, and the
 // mount accepts writes. A volume that is not open is not read-only either.
 func (m *Manager) unclaim(rec record) error {
 	vol, err := m.config.Volumes.Volume(rec.Target.Volume)
@@ -82,6 +82,9 @@ func (m *Manager) unclaim(rec record) error {
 	}
 	if vol.ID() != rec.TargetID {
 		return nil
+	}
+	if err := vol.Thaw(); err != nil {
+		return err
 	}
 	if err := vol.DropAside(func(journal.Ident) error { return nil }); err != nil {
 		return err

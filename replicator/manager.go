@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"tandemfs/journal"
 	"tandemfs/replicator/wire"
 )
 
@@ -149,15 +150,27 @@ func (m *Manager) protect(r *relationship, rec record) error {
 	if err != nil {
 		return err
 	}
-	if err := vol.SetReadOnly(true); err != nil {
-		return err
-	}
 	var memory targetMemory
 	if err := recall(vol.Journal(), targetKey(r.id), &memory); err != nil {
 		return err
 	}
+	if err := showOnly(vol, memory.Own); err != nil {
+		return err
+	}
 	r.knowPoint(memory.Epoch, memory.Time)
 	return nil
+}
+
+// showOnly makes a target volume read-only, and its readers see the recovery point that its own epoch stands
+// for, 0 if there is none, or what they see already.
+func showOnly(vol Volume, own journal.Epoch) error {
+	if err := vol.SetReadOnly(true); err != nil {
+		return err
+	}
+	if err := vol.Freeze(); err != nil || own == 0 {
+		return err
+	}
+	return vol.Publish(own)
 }
 
 // Close stops everything and waits for it. Pending transfers keep their seals held, to go on after a start.
@@ -210,6 +223,24 @@ func (m *Manager) Status(id string) (Status, error) {
 		return Status{}, err
 	}
 	return r.status(), nil
+}
+
+// Tend lets a volume's journal drop what no relationship needs. It is to be called some time after the volume
+// was opened, and again from time to time.
+func (m *Manager) Tend(volume string) error {
+	vol, err := m.config.Volumes.Volume(volume)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.rels {
+		if rec := r.snapshot(); rec.Role == RoleSource && rec.uses(volume) {
+			return nil // its origin does that
+		}
+	}
+	vol.ReleaseUnclaimed()
+	return vol.Journal().Forget(vol.Journal().Epoch() - 1)
 }
 
 // VolumeInUse gives the ids of the relationships that use the volume: all that have not ended, but

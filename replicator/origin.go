@@ -51,16 +51,13 @@ func (e *sourceEnd) behind(now time.Time, left int64, point RecoveryPoint) *behi
 // newOrigin takes over a volume: the views that its relationships' pending transfers need are opened
 // again, and whatever else an earlier process held is let go.
 func newOrigin(vol Volume, members []*relationship) (*origin, error) {
-	held := vol.Journal().Held()
 	o := &origin{vol: vol, members: map[string]*relationship{}}
 	for _, r := range members {
 		if err := o.add(r); err != nil {
 			return nil, err
 		}
 	}
-	for _, n := range held { // each view that was opened has a hold of its own now
-		vol.Journal().Release(n)
-	}
+	vol.ReleaseUnclaimed() // each view that was opened has a hold of its own now
 	return o, nil
 }
 

@@ -139,13 +139,13 @@ func (s *targetSession) open(m *Manager, a wire.Attach) error {
 	if vol.ID() != rec.TargetID {
 		return fmt.Errorf("%w: volume %q is not the one that was authorized", errRefused, rec.Target.Volume)
 	}
-	if err := vol.SetReadOnly(true); err != nil {
-		return err
-	}
 	if s.applier, err = newApplier(vol, s.r.id, &s.count, s.r.distrusts(vol)); err != nil {
 		return err
 	}
 	s.r.trust(vol)
+	if err := showOnly(vol, s.applier.memory.Own); err != nil {
+		return err
+	}
 	pos := s.applier.position()
 	pos.VolumeID, pos.Path, pos.ReadOnly = vol.ID(), vol.Path(), true
 	s.r.knowPoint(pos.Epoch, pos.Time)

@@ -26,7 +26,7 @@ func (s *sourceSession) transfer(ctx context.Context) error {
 	s.r.mu.Unlock()
 	s.r.setJob(JobRunning)
 	committed, err := s.stream(ctx, view, p)
-	if errors.Is(err, errView) || errors.Is(err, errCursor) || errors.Is(err, journal.ErrGone) {
+	if errors.Is(err, errView) || errors.Is(err, errCursor) || errors.Is(err, journal.ErrGone) || errors.Is(err, journal.ErrNotHeld) {
 		err = errors.Join(err, s.origin.drop(s.r)) // the next one has a seal of its own
 	}
 	if err != nil {

@@ -32,6 +32,8 @@ type tree struct {
 	aside    map[journal.Ident]int // how many names it has there
 	seals    map[journal.Epoch]map[journal.Ident]*node
 	readOnly bool
+	// published is the seal whose copy readers see; 0: they see what there is.
+	published journal.Epoch
 
 	live    bool                  // views read content as it is now, or not at all when the file is gone
 	broken  func(op string) error // nil, or what an operation of the target fails with

@@ -224,14 +224,69 @@ func (v *tree) Commit() (epoch journal.Epoch, err error) {
 			return 0, err
 		}
 	}
-	n, err := v.j.Seal(false)
+	w, err := v.Seal()
 	if err != nil {
 		return 0, err
 	}
-	if err := v.j.Forget(n); err != nil {
-		return 0, err
+	return w.Epoch(), v.j.Sync()
+}
+
+// Freeze, Publish and Thaw: what readers see is the copy that belongs to a seal.
+
+func (v *tree) Freeze() error {
+	if v.seen() != 0 {
+		return nil
 	}
-	return n, v.j.Sync()
+	w, err := v.Seal()
+	if err != nil {
+		return err
+	}
+	return v.Publish(w.Epoch())
+}
+
+func (v *tree) Publish(n journal.Epoch) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	before := v.published
+	if n <= before {
+		return nil
+	}
+	if v.seals[n] == nil {
+		return fmt.Errorf("seal %d is not there to be published", n)
+	}
+	v.published = n
+	if before != 0 {
+		delete(v.seals, before)
+		v.j.Release(before)
+	}
+	return nil
+}
+
+func (v *tree) seen() journal.Epoch {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.published
+}
+
+func (v *tree) Thaw() error {
+	n := v.seen()
+	if n == 0 {
+		return nil
+	}
+	err := v.apply("thaw", func() error {
+		v.nodes = map[journal.Ident]*node{}
+		for id, x := range v.seals[n] {
+			v.nodes[id] = x.clone()
+		}
+		clear(v.aside)
+		v.published = 0
+		delete(v.seals, n)
+		return nil
+	})
+	if err == nil {
+		v.j.Release(n)
+	}
+	return err
 }
 
 func (v *tree) OpenForApply(id journal.Ident) (ApplyFile, error) {

@@ -169,3 +169,13 @@ func (n *node) nextBlock(start int64) int64 {
 	}
 	return next
 }
+
+// ReleaseUnclaimed lets go of what the manager before this one held.
+func (v *tree) ReleaseUnclaimed() {
+	seen := v.seen()
+	for _, n := range v.j.Held() {
+		if n != seen {
+			v.j.Release(n)
+		}
+	}
+}

@@ -27,6 +27,8 @@ type Source interface {
 	Seal() (View, error)
 	// View opens the view of an earlier seal that the journal still holds.
 	View(journal.Epoch) (View, error)
+	// ReleaseUnclaimed lets go of the seals that an earlier process held and that View was not called for.
+	ReleaseUnclaimed()
 	// Usage gives the inodes and bytes in use on the backing filesystem below the volume as far as they are
 	// known without reading it all: a hint for the progress of a first transfer, not an exact figure.
 	Usage() (inodes, bytes int64)
@@ -95,6 +97,13 @@ type Target interface {
 	// Commit makes all that was applied durable and seals it: the epoch returned is the target's own
 	// number for this recovery point.
 	Commit() (journal.Epoch, error)
+	// Freeze makes readers go on seeing what they see now, whatever is applied, until Publish or Thaw.
+	Freeze() error
+	// Publish makes readers see a seal that Commit gave: all of it, at once. One that is not newer than what
+	// they see changes nothing.
+	Publish(journal.Epoch) error
+	// Thaw undoes what was applied since the seal that readers see, and ends Freeze.
+	Thaw() error
 }
 
 // Creation describes an inode for Target.Create.

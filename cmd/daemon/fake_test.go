@@ -215,6 +215,8 @@ func (m *fakeManager) Status(id string) (replicator.Status, error) {
 	return replicator.Status{}, replicator.ErrNotFound
 }
 
+func (m *fakeManager) Tend(string) error { return nil }
+
 func (m *fakeManager) VolumeInUse(name string) []string {
 	var ids []string
 	for _, s := range *m.kept {

@@ -11,9 +11,10 @@ import (
 	"tandemfs/snapshotd"
 )
 
-// janitor deletes snapshots that have expired. One goroutine uses it.
+// janitor deletes snapshots that have expired, and has what nobody needs dropped. One goroutine uses it.
 type janitor struct {
 	volumes *registry
+	tend    func(volume string) error // the manager's: what no relationship needs goes
 	now     func() time.Time
 	log     *slog.Logger
 	expiry  *sync.Mutex        // the node's: a snapshot whose expiry was put off is not deleted after that
@@ -25,7 +26,7 @@ type expired struct{ volume, snapshot string }
 
 // startJanitor tidies at once and then again and again until the node stops.
 func (n *node) startJanitor(every time.Duration) {
-	j := &janitor{volumes: n.volumes, now: n.now, log: n.log, expiry: &n.expiry}
+	j := &janitor{volumes: n.volumes, tend: n.manager.Tend, now: n.now, log: n.log, expiry: &n.expiry}
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -61,6 +62,9 @@ func (j *janitor) tidy() {
 		}
 		j.tidyVolume(v, failed)
 		done()
+		if err := j.tend(v.Name()); err != nil {
+			j.log.Debug("volume not tended", "volume", v.Name(), "error", err) // it was taken down meanwhile
+		}
 	}
 	j.failed = failed
 }

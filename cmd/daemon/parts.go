@@ -86,6 +86,8 @@ type Manager interface {
 	List() []replicator.Status
 	Status(id string) (replicator.Status, error)
 	VolumeInUse(name string) []string
+	// Tend lets a volume drop what no relationship needs.
+	Tend(volume string) error
 }
 
 // parts are the pieces from elsewhere that a node is put together from.

@@ -419,7 +419,7 @@ func newJanitor(t *testing.T, b *fakeBackend, c *clock, log *logOf, names ...str
 		e.mount = &fakeMount{backend: b, name: name, gone: make(chan struct{})}
 		r.entries[name] = e
 	}
-	return &janitor{volumes: r, now: c.now, log: slog.New(slog.NewTextHandler(log, nil)), expiry: new(sync.Mutex)}
+	return &janitor{volumes: r, tend: func(string) error { return nil }, now: c.now, log: slog.New(slog.NewTextHandler(log, nil)), expiry: new(sync.Mutex)}
 }
 
 func TestOneVolumesFailureStopsNoOtherAndIsLoggedOnce(t *testing.T) {

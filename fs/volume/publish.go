@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"sync"
 
 	"tandemfs/journal"
@@ -30,9 +29,10 @@ func (v *Volume) Freeze() error {
 	return v.publish(v.newView(n))
 }
 
-// Publish makes readers see a seal that is held, at once, in place of the one that they see.
+// Publish makes readers see a seal that is held, at once, in place of the one that they see; one that is not
+// newer changes nothing.
 func (v *Volume) Publish(n journal.Epoch) error {
-	if now := v.Published(); now == n {
+	if n <= v.Published() {
 		return nil
 	}
 	w, err := v.holdView(n)
@@ -114,9 +114,6 @@ func (v *Volume) differences(before, after *View) (differences, error) {
 			return differences{}, err
 		}
 		upto = n
-	}
-	if upto < before.epoch { // back to an older one
-		return differences{}, fmt.Errorf("seal %d is older than %d, which readers see: %w", upto, before.epoch, fs.ErrInvalid)
 	}
 	c, err := v.journal.Changes(before.epoch, upto)
 	return differences{c}, err

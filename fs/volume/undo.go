@@ -76,7 +76,7 @@ func (u *undo) contents() error {
 		if was.Attr.Mode&unix.S_IFMT != unix.S_IFREG || c.What&journal.Data == 0 && !u.resized(c.Ident, was) {
 			return nil
 		}
-		return u.v.putBack(u.w, c.Ident, was.Attr.Size, c.Extents)
+		return u.v.putBack(u.w, c.Ident, c.Ident, was.Attr.Size, c.Extents)
 	})
 }
 
@@ -86,14 +86,14 @@ func (u *undo) resized(id journal.Ident, was journal.Image) bool {
 	return u.v.Stat(id, &n) == nil && int64(n.Stat.Size) != was.Attr.Size
 }
 
-// putBack makes the extents of a file what they are in a view, and its size too.
-func (v *Volume) putBack(w *View, id journal.Ident, size int64, extents journal.Extents) error {
-	from, err := w.Open(id)
+// putBack makes the extents of a file what they are of another one, or the same, in a view, and its size too.
+func (v *Volume) putBack(w *View, was, now journal.Ident, size int64, extents journal.Extents) error {
+	from, err := w.Open(was)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	to, err := v.OpenForApply(id)
+	to, err := v.OpenForApply(now)
 	if err != nil {
 		return err
 	}

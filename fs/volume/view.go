@@ -62,6 +62,24 @@ func (v *Volume) holdView(n journal.Epoch) (*View, error) {
 	return v.newView(n), nil
 }
 
+// unclaimed are the seals that an earlier process held, each once.
+type unclaimed struct {
+	mu    sync.Mutex
+	seals []journal.Epoch
+}
+
+// ReleaseUnclaimed lets go of the seals that an earlier process held, but for those that View was called for
+// meanwhile, and those of snapshots and of what readers see. It does nothing a second time.
+func (v *Volume) ReleaseUnclaimed() {
+	v.unclaimed.mu.Lock()
+	defer v.unclaimed.mu.Unlock()
+	for _, n := range v.unclaimed.seals { // whoever needs one has a hold of its own by now
+		v.journal.Release(n)
+		v.reclaimer.released(n)
+	}
+	v.unclaimed.seals = nil
+}
+
 // newView makes a view for somebody who has a hold of the seal.
 func (v *Volume) newView(n journal.Epoch) *View {
 	w := &View{v: v, epoch: n}

@@ -95,13 +95,16 @@ type Volume struct {
 	aside   *aside
 	before  *kept
 
+	switching sync.Mutex // held while readOnly changes, and during a restore
 	readOnly  atomic.Bool
 	kernel    atomic.Pointer[Kernel]
 	published atomic.Pointer[View] // what readers see, if not the volume as it is
 	turning   sync.Mutex           // held while published changes
 	transient transient
+	unclaimed unclaimed
 	listings  listings
 	snapshots snapshots
+	diffs     diffs
 	reclaimer reclaimer
 }
 
@@ -178,6 +181,7 @@ func (v *Volume) openParts(fd int) (err error) {
 	if err != nil {
 		return err
 	}
+	v.unclaimed.seals = v.journal.Held()
 	if v.aside, err = openAside(v.backing, fd); err != nil {
 		return err
 	}
@@ -289,8 +293,21 @@ func (v *Volume) keep(id journal.Ident) error {
 }
 
 // SetReadOnly makes every change through the mount fail with EROFS, or lets them in again, at once: when
-// it returns, no change that was let in before is still under way. A transfer may still write.
+// it returns, no change that was let in before is still under way. A transfer may still write; what it wrote
+// that readers have not seen is undone before changes are let in (see Thaw).
 func (v *Volume) SetReadOnly(on bool) error {
+	v.switching.Lock()
+	defer v.switching.Unlock()
+	return v.setReadOnly(on)
+}
+
+// setReadOnly is SetReadOnly, called with switching held.
+func (v *Volume) setReadOnly(on bool) error {
+	if !on {
+		if err := v.Thaw(); err != nil {
+			return err
+		}
+	}
 	err := v.mounted().SetReadOnly(on)
 	if on { // even where the mount's flag could not be set
 		v.readOnly.Store(true)
