@@ -10,6 +10,16 @@ type InodeChange struct {
 	Ident   Ident
 	What    What     // Created alone when the inode was made in the range
 	Extents []Extent // sorted, disjoint, not adjacent; nil with Created. An end may be MaxOffset.
+	found   bool     // it had no name before the range, though it was made before
+}
+
+// sent gives the change as it looks to whoever has what was there before the range: what had no name then is
+// new to it as a whole.
+func (c InodeChange) sent() InodeChange {
+	if c.found {
+		c.What, c.Extents = Created, nil
+	}
+	return c
 }
 
 // NameChange says that a name may stand for something else than it did.
@@ -86,7 +96,7 @@ func (c *Changes) Inodes(yield func(InodeChange) error) error {
 	}
 	err = m.run(func(id Ident, versions []version[*inodeEntry]) error {
 		if change, ok := unite(id, versions); ok {
-			return yield(change)
+			return yield(change.sent())
 		}
 		return nil
 	})
@@ -106,13 +116,18 @@ func (c *Changes) stillKept(err error) error {
 func unite(id Ident, versions []version[*inodeEntry]) (InodeChange, bool) {
 	c := InodeChange{Ident: id}
 	for _, v := range versions {
+		if (c.What|v.value.what)&fate == Found {
+			c.found = true
+		}
 		c.What |= v.value.what
 		c.Extents = Extents(c.Extents).Union(v.value.extents.flat())
 	}
 	if c.What&Created != 0 {
 		c.What, c.Extents = Created, nil
 	}
-	return c, c.What != 0
+	any := c.What != 0
+	c.What &^= fate
+	return c, any
 }
 
 // Names calls yield for every touched name, ordered by directory and name, until it fails. The names in
@@ -164,7 +179,7 @@ func (c *Changes) Inode(id Ident) (InodeChange, bool, error) {
 		}
 	}
 	change, ok := unite(id, versions)
-	return change, ok, c.stillKept(nil)
+	return change.sent(), ok, c.stillKept(nil)
 }
 
 // Where gives one name that an inode had when it was first touched in one of the epochs, the last of them

@@ -15,6 +15,9 @@ func (e *inodeEntry) covers(what What, x Extent) bool {
 	if e.what&Created != 0 || e.removed {
 		return true
 	}
+	if e.what&fate != 0 {
+		what &^= fate
+	}
 	return e.what&what == what && (what&Data == 0 || e.extents.covers(x))
 }
 

@@ -146,9 +146,9 @@ func TestTheUnionOfEpochsHasWhatWasTouchedInThem(t *testing.T) {
 	second := seal(t, j, false)
 
 	want := map[Ident]InodeChange{
-		ino(10): {ino(10), Created, nil},
-		ino(20): {ino(20), Meta | Data, []Extent{{0, 8192}, {1 << 20, MaxOffset}}},
-		ino(30): {ino(30), Meta, nil},
+		ino(10): {Ident: ino(10), What: Created},
+		ino(20): {Ident: ino(20), What: Meta | Data, Extents: []Extent{{0, 8192}, {1 << 20, MaxOffset}}},
+		ino(30): {Ident: ino(30), What: Meta},
 	}
 	if got := inodesOf(t, j, 0, second); !reflect.DeepEqual(got, want) {
 		t.Errorf("inodes after 0: %v, want %v", got, want)

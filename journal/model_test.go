@@ -243,9 +243,9 @@ func (m *model) changes(after, upto Epoch) (map[Ident]InodeChange, map[nameKey]I
 		}
 		switch {
 		case u.what&Created != 0:
-			inodes[id] = InodeChange{id, Created, nil}
+			inodes[id] = InodeChange{Ident: id, What: Created, Extents: nil}
 		case u.what != 0:
-			inodes[id] = InodeChange{id, u.what, x}
+			inodes[id] = InodeChange{Ident: id, What: u.what, Extents: x}
 		}
 	}
 	for key := range names {

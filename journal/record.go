@@ -48,7 +48,7 @@ const (
 const (
 	maxName  = math.MaxUint16 // bytes; any filesystem's names are shorter
 	maxImage = 1 << 20        // bytes of an encoded Image; a store's value must fit into one transaction
-	allWhat  = Created | Meta | Data
+	allWhat  = Created | Meta | Data | fate
 )
 
 var errRecord = errors.New("journal: malformed record")

@@ -58,6 +58,16 @@ func (j *Journal) TouchMeta(id Ident, b Before) error {
 	return j.touch(id, Meta, Extent{}, b)
 }
 
+// TouchLost is TouchMeta for an inode that is about to lose its last name and is kept, since a view needs it.
+func (j *Journal) TouchLost(id Ident, b Before) error {
+	return j.touch(id, Meta|Lost, Extent{}, b)
+}
+
+// TouchFound is TouchMeta for an inode that is about to get a name again after TouchLost.
+func (j *Journal) TouchFound(id Ident, b Before) error {
+	return j.touch(id, Meta|Found, Extent{}, b)
+}
+
 // TouchData records that the bytes x are about to change: by a write, a truncation (up to MaxOffset), a
 // hole. It implies TouchMeta; what of x was not touched in this epoch before is kept by b. No extent is
 // recorded when id was created in this epoch (B1). Extents are exact until a file has more than

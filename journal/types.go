@@ -51,6 +51,13 @@ const (
 	Created What = 1 << iota // the inode was made in this epoch
 	Meta                     // owner, mode, times, size, extended attributes
 	Data                     // content; the extents say where
+
+	// Lost and Found are of an inode that lost its last name, while a view needed it, and may get one again.
+	// Of several in one epoch only the first is recorded: it tells whether the inode had a name before.
+	Lost
+	Found
+
+	fate = Lost | Found
 )
 
 // Time is a moment as the kernel keeps it for a file.

@@ -72,21 +72,29 @@ func (j *Journal) ImageAt(n Epoch, id Ident) (Image, bool, error) {
 	return image, err == nil, err
 }
 
-// CreatedAfter reports whether id was created after seal n, so that it did not exist then. It fails as
-// NameAt does.
+// CreatedAfter reports whether id did not exist at seal n: it was made after it, or had lost its last name
+// before it and got one again. It fails as NameAt does.
 func (j *Journal) CreatedAfter(n Epoch, id Ident) (bool, error) {
-	created, answered := false, Epoch(0)
-	err := j.firstAfter(n, func(l layer) (bool, error) {
+	b, err := j.birthAfter(n, id)
+	return b != 0, err
+}
+
+// birthAfter gives how an inode that did not exist at seal n came about: Created or Found; 0 for one that did.
+func (j *Journal) birthAfter(n Epoch, id Ident) (birth What, err error) {
+	answered := Epoch(0)
+	err = j.firstAfter(n, func(l layer) (bool, error) {
 		if l.epoch == answered {
 			return false, nil // a newer layer of the epoch says that it was removed again
 		}
 		e, err := j.inodeIn(l, id)
-		if e != nil {
-			created, answered = e.what&Created != 0, l.epoch
+		if e == nil || err != nil {
+			return false, err
 		}
-		return created, err
+		answered = l.epoch
+		birth = e.what & (Created | Found)
+		return e.what&(Created|fate) != 0, nil
 	})
-	return created, err
+	return birth, err
 }
 
 // Kept is a part of a file's content of which a copy was kept.
@@ -191,17 +199,30 @@ func (j *Journal) askStore(n Epoch, ask func(layer) (bool, error)) (bool, error)
 	return ask(layer{n, nil})
 }
 
-// Needed reports whether a view of a held seal has an inode that exists now.
-func (j *Journal) Needed(id Ident) (bool, error) {
+// Needed reports whether a held seal before an epoch has an inode, which exists in that epoch.
+func (j *Journal) Needed(id Ident, in Epoch) (bool, error) {
+	for n := j.heldBefore(in); n > 0; n = j.heldBefore(n) {
+		birth, err := j.birthAfter(n, id)
+		switch {
+		case errors.Is(err, ErrNotHeld): // released meanwhile
+		case err != nil || birth == 0:
+			return err == nil, err
+		case birth&Created != 0: // then no older one has it either
+			return false, nil
+		}
+	}
+	return false, nil
+}
+
+// heldBefore gives the newest held seal before n; 0 when there is none.
+func (j *Journal) heldBefore(n Epoch) Epoch {
 	j.mu.Lock()
-	newest := j.state.newestHeld()
-	j.mu.Unlock()
-	if newest == 0 {
-		return false, nil
+	defer j.mu.Unlock()
+	newest := Epoch(0)
+	for held := range j.state.held {
+		if held < n {
+			newest = max(newest, held)
+		}
 	}
-	created, err := j.CreatedAfter(newest, id)
-	if errors.Is(err, ErrNotHeld) { // released meanwhile
-		return j.Needed(id)
-	}
-	return !created, err
+	return newest
 }

@@ -143,7 +143,11 @@ func (j *Journal) applyInode(r *record) {
 		t.bytes -= e.extents.bytes()
 		e.what, e.extents, e.removed = Created, extentSet{}, false
 	case e.what&Created == 0:
-		e.what |= r.what
+		what := r.what
+		if e.what&fate != 0 {
+			what &^= fate
+		}
+		e.what |= what
 		j.addExtent(r.epoch, e, r.extent, t)
 	}
 	e.unsaved = true

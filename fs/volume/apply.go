@@ -247,7 +247,12 @@ func (v *Volume) Place(id, dir journal.Ident, name string) error {
 	}
 	defer v.open.put(o)
 	return v.inside(func() (err error) {
-		if err = v.makeRoom(d, name); err == nil {
+		if err = v.makeRoom(d, name); err != nil {
+			return err
+		}
+		if v.removed(id) {
+			err = v.journal.TouchFound(id, o)
+		} else {
 			err = v.journal.TouchMeta(id, o)
 		}
 		if err == nil {

@@ -94,9 +94,6 @@ func (v *Volume) touchNew(d *openInode, name string) error {
 	if v.hidden(d.id, name) {
 		return unix.EPERM
 	}
-	if v.removed(d.id) {
-		return unix.ENOENT
-	}
 	switch _, err := v.backing.IdentAt(d.fd, name); err {
 	case unix.ENOENT:
 	case nil:
@@ -116,6 +113,9 @@ func (v *Volume) make(dir journal.Ident, name string, c Caller, out *Inode, call
 		return err
 	}
 	defer v.leave()
+	if v.removed(dir) {
+		return unix.ENOENT
+	}
 	d, err := v.open.get(dir, reachDir)
 	if err != nil {
 		return err
@@ -237,7 +237,7 @@ func (v *Volume) Link(id, dir journal.Ident, name string, out *Inode) error {
 	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
 	}
-	if v.removed(id) {
+	if v.removed(id) || v.removed(dir) {
 		return unix.ENOENT
 	}
 	nameless := v.open.orphaned(id)
@@ -277,14 +277,18 @@ func (v *Volume) touchGoing(n *Inode) (l leaving, err error) {
 		return l, err
 	}
 	defer v.open.put(o)
-	if err := v.journal.TouchMeta(n.ID, o); err != nil {
-		return l, err
-	}
 	l = leaving{Inode: *n, last: n.IsDir() || n.Stat.Nlink == 1}
-	if !l.last {
-		return l, nil
+	if l.last {
+		if l.needed, err = v.journal.Needed(n.ID, v.journal.Epoch()); err != nil {
+			return l, err
+		}
 	}
-	if l.needed, err = v.journal.Needed(n.ID); err == nil {
+	if l.needed {
+		err = v.journal.TouchLost(n.ID, o)
+	} else {
+		err = v.journal.TouchMeta(n.ID, o)
+	}
+	if err == nil && l.last {
 		err = v.keep(n.ID)
 	}
 	return l, err

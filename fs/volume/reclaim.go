@@ -150,20 +150,21 @@ func (v *Volume) freeUseless(e, a journal.Epoch, released map[journal.Epoch]stru
 		return nil
 	}
 	err := v.before.entries(e, func(dir int, _ string, prefix byte, id journal.Ident) error {
-		earlier, ok, err := v.journal.Within(a, e-1, id)
-		if err != nil || !ok {
+		if prefix == removedPrefix {
+			needed, err := v.journal.Needed(id, e)
+			if err == nil && !needed {
+				err = v.forgetRemoved(dir, id)
+			}
 			return err
 		}
-		created := earlier.What&journal.Created != 0
+		earlier, ok, err := v.journal.Within(a, e-1, id)
 		switch {
-		case prefix == removedPrefix && created:
-			return v.forgetRemoved(dir, id)
-		case prefix == contentPrefix && created:
+		case err != nil || !ok:
+			return err
+		case earlier.What&journal.Created != 0:
 			return v.before.dropContent(dir, e, id)
-		case prefix == contentPrefix:
-			return v.freeContent(dir, e, id, earlier.Extents)
 		}
-		return nil
+		return v.freeContent(dir, e, id, earlier.Extents)
 	})
 	if err != nil {
 		return err

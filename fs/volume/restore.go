@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +31,7 @@ func (v *Volume) Restore(name, path string) (Snapshot, error) {
 	if err := v.setReadOnly(true); err != nil {
 		return Snapshot{}, errors.Join(err, v.setReadOnly(false))
 	}
-	safety, err := v.CreateSnapshot("before-restore_"+time.Now().UTC().Format("2006-01-02_15.04.05.000"), time.Time{})
+	safety, err := v.snapshotBefore("restore")
 	if err == nil {
 		err = v.restore(w, safety.Epoch, path)
 	}

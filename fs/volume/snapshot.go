@@ -75,20 +75,32 @@ func checkSnapshotName(name string) error {
 func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error) {
 	v.snapshots.mu.Lock()
 	defer v.snapshots.mu.Unlock()
-	now := time.Now().UTC()
 	if name == "" {
-		name = v.freeName(now)
-	} else if err := checkSnapshotName(name); err != nil {
+		return v.createSnapshot(v.freeName(""), expires)
+	}
+	if err := checkSnapshotName(name); err != nil {
 		return Snapshot{}, err
 	}
 	if v.snapshots.byName[name] != nil {
 		return Snapshot{}, fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrExist)
 	}
+	return v.createSnapshot(name, expires)
+}
+
+// snapshotBefore takes the snapshot that a change of many files can be undone with.
+func (v *Volume) snapshotBefore(what string) (Snapshot, error) {
+	v.snapshots.mu.Lock()
+	defer v.snapshots.mu.Unlock()
+	return v.createSnapshot(v.freeName("before-"+what+"_"), time.Time{})
+}
+
+// createSnapshot is for a name that is free. Called with the snapshots' mu held.
+func (v *Volume) createSnapshot(name string, expires time.Time) (Snapshot, error) {
 	view, err := v.sealForSnapshot()
 	if err != nil {
 		return Snapshot{}, err
 	}
-	s := Snapshot{Name: name, Epoch: view.epoch, Created: now, Expires: expires}
+	s := Snapshot{Name: name, Epoch: view.epoch, Created: time.Now().UTC(), Expires: expires}
 	if err := v.saveSnapshot(s); err != nil {
 		return Snapshot{}, errors.Join(err, view.Close())
 	}
@@ -97,10 +109,10 @@ func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error
 	return s, nil
 }
 
-// freeName makes a name from a time, without characters that Windows does not show. Called with the
+// freeName makes a name from the time, without characters that Windows does not show. Called with the
 // snapshots' mu held.
-func (v *Volume) freeName(now time.Time) string {
-	base := now.Format("2006-01-02_15.04.05")
+func (v *Volume) freeName(prefix string) string {
+	base := prefix + time.Now().UTC().Format("2006-01-02_15.04.05")
 	name := base
 	for i := 2; v.snapshots.byName[name] != nil; i++ {
 		name = fmt.Sprintf("%s_%d", base, i)

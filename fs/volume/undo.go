@@ -99,7 +99,7 @@ func (v *Volume) putBack(w *View, was, now journal.Ident, size int64, extents jo
 	}
 	defer to.Close()
 	for _, e := range extents.Intersect(journal.Extent{Off: 0, End: size}) {
-		if err := copyExtent(from, to, e); err != nil {
+		if err := copyExtent(from, to, e, size); err != nil {
 			return err
 		}
 	}
@@ -109,8 +109,9 @@ func (v *Volume) putBack(w *View, was, now journal.Ident, size int64, extents jo
 // copyBlock is how much is copied at a time.
 const copyBlock = 256 << 10
 
-// copyExtent copies a part of a file in a view to the same place of a file: data as data, holes as holes.
-func copyExtent(from *ViewFile, to *ApplyFile, e journal.Extent) error {
+// copyExtent copies a part of a file in a view, of that size, to the same place of a file: data as data, holes
+// as holes. A hole at the end is cut off: punching would leave the block that the file ends in.
+func copyExtent(from *ViewFile, to *ApplyFile, e journal.Extent, size int64) error {
 	buf := make([]byte, min(copyBlock, e.Len()))
 	for off := e.Off; off < e.End; {
 		data, ok, err := from.NextData(off, e.End)
@@ -120,10 +121,14 @@ func copyExtent(from *ViewFile, to *ApplyFile, e journal.Extent) error {
 		if !ok {
 			data = journal.Extent{Off: e.End, End: e.End}
 		}
-		if data.Off > off {
-			if err := to.Punch(journal.Extent{Off: off, End: data.Off}); err != nil {
-				return err
-			}
+		switch {
+		case data.Off >= size && data.Off > off:
+			return to.Truncate(off)
+		case data.Off > off:
+			err = to.Punch(journal.Extent{Off: off, End: data.Off})
+		}
+		if err != nil {
+			return err
 		}
 		for off = data.Off; off < data.End; {
 			n, err := from.read(buf[:min(int64(len(buf)), data.End-off)], off)

@@ -137,6 +137,9 @@ func gone(err error) error {
 func (w *View) image(id journal.Ident, xattrs bool) (journal.Image, error) {
 	live, liveErr := w.live(id, xattrs)
 	was, ok, err := w.v.journal.ImageAt(w.epoch, id)
+	if ok && was.Attr.Nlink == 0 { // it was only open
+		return was, fs.ErrNotExist
+	}
 	if err != nil || ok {
 		return was, err
 	}
