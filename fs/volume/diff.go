@@ -446,6 +446,9 @@ func (v *Volume) placeOf(id journal.Ident) (place, error) {
 		return place{}, err
 	}
 	where, err := sys.PathOf(d.fd)
+	if err == nil && strings.HasPrefix(where, "/"+StateDir+"/") { // it has no name, but is kept for views
+		err = fs.ErrNotExist
+	}
 	return place{parent, where[strings.LastIndexByte(where, '/')+1:]}, err
 }
 

@@ -515,12 +515,12 @@ func (h *history) copyRange(t *rapid.T) {
 	}
 	got, err := h.v.Copy(from.id, int64(off), to.id, 0, int64(length), false)
 	expect(t, err, nil)
-	end := min(off+length, len(from.data))
-	if want := max(0, end-off); got != want {
+	want := max(0, min(off+length, len(from.data))-off)
+	if got > want || got == 0 && want > 0 { // it may copy less: XFS shares whole blocks first
 		t.Fatalf("%d bytes were copied, want %d", got, want)
 	}
-	if off < end {
-		to.write(0, from.data[off:end])
+	if got > 0 {
+		to.write(0, from.data[off:off+got])
 	}
 }
 
