@@ -168,9 +168,9 @@ func (j *Journal) open() error {
 	if err != nil {
 		return err
 	}
-	j.mark = mark{ID: old.ID, Boot: j.options.BootID}
+	j.mark = mark{Version: old.Version, ID: old.ID, Boot: j.options.BootID}
 	if j.mark.ID == "" {
-		j.mark.ID = newID()
+		j.mark.Version, j.mark.ID = markVersion, newID()
 	}
 	sameBoot := old.ID == "" || old.Boot == j.options.BootID
 	j.clean = sameBoot || old.Clean
@@ -180,7 +180,22 @@ func (j *Journal) open() error {
 	if err := j.openStore(); err != nil {
 		return err
 	}
-	return j.openLogs(sameBoot)
+	if err := j.openLogs(sameBoot); err != nil {
+		return err
+	}
+	return j.upgrade()
+}
+
+// upgrade makes a journal of the first version one of this: its held seals were kept without content.
+func (j *Journal) upgrade() error {
+	if j.mark.Version == markVersion {
+		return nil
+	}
+	for _, n := range j.Held() {
+		j.Release(n)
+	}
+	j.mark.Version = markVersion
+	return writeMark(j.dir, j.mark)
 }
 
 func newID() string {

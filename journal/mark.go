@@ -13,22 +13,25 @@ import (
 // A mark is the journal's small file `mark`: its format, its identity, and whether it was closed cleanly.
 // It is text, one "key value" a line, and replaced as a whole:
 //
-//	tandem-journal 1
+//	tandem-journal 2
 //	id 0f1e2d3c4b5a69788796a5b4c3d2e1f0
 //	boot 7f0c1f3e-3f0b-4c58-9d0e-6d1c35f3a2b1
 //	closed cleanly
 //
 // The last line is missing while the journal is open.
 type mark struct {
-	ID    string
-	Boot  string // the boot in which the journal was last opened
-	Clean bool
+	Version string
+	ID      string
+	Boot    string // the boot in which the journal was last opened
+	Clean   bool
 }
 
 const (
 	markFile    = "mark"
 	markFormat  = "tandem-journal"
-	markVersion = "1"
+	markVersion = "2"
+	// firstVersion did not keep content: what it held is let go.
+	firstVersion = "1"
 )
 
 // readMark reads the mark; the zero mark when the journal is new.
@@ -50,9 +53,10 @@ func readMark(dir string) (mark, error) {
 		}
 		switch key {
 		case markFormat:
-			if value != markVersion {
-				return mark{}, fmt.Errorf("%w: %s has version %q, this program knows %s", ErrVersion, dir, value, markVersion)
+			if value != markVersion && value != firstVersion {
+				return mark{}, fmt.Errorf("%w: %s has version %q, this program knows %s and %s", ErrVersion, dir, value, firstVersion, markVersion)
 			}
+			m.Version = value
 		case "id":
 			m.ID = value
 		case "boot":
@@ -72,7 +76,7 @@ func readMark(dir string) (mark, error) {
 
 // writeMark replaces the mark durably.
 func writeMark(dir string, m mark) error {
-	text := fmt.Sprintf("%s %s\nid %s\nboot %s\n", markFormat, markVersion, m.ID, m.Boot)
+	text := fmt.Sprintf("%s %s\nid %s\nboot %s\n", markFormat, m.Version, m.ID, m.Boot)
 	if m.Clean {
 		text += "closed cleanly\n"
 	}
