@@ -80,11 +80,10 @@ func (s *state) next(n Epoch) Epoch {
 
 // within lists the epochs in (after, upto] that may have records, ascending.
 func (s *state) within(after, upto Epoch) []Epoch {
-	var list []Epoch
-	for n := s.next(after); n <= upto && n != never; n = s.next(n) {
-		list = append(list, n)
-	}
-	return list
+	all := s.sorted()
+	from, _ := slices.BinarySearch(all, after+1)
+	to, _ := slices.BinarySearch(all, upto+1)
+	return all[min(from, to):to:to]
 }
 
 // lowestHeld is the oldest seal that is held; the current epoch when none is.

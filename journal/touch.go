@@ -148,7 +148,7 @@ func (j *Journal) await(c <-chan struct{}) {
 // e is what is known of the inode in this epoch.
 func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
 	first, missing := e.what == 0, j.missing(e, r.extent)
-	earlier, touched, err := j.within(j.state.newestHeld(), r.epoch-1, r.ident)
+	earlier, touched, err := j.keptBefore(r)
 	if err != nil || touched && earlier.What&Created != 0 {
 		return nil, err
 	}
@@ -168,6 +168,19 @@ func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
 		return nil, err
 	}
 	return encodeImage(&image)
+}
+
+// fewEpochs is how many epochs a touch looks into for what was kept before. With more of them it may be kept
+// twice, which costs less than to look for it.
+const fewEpochs = 16
+
+// keptBefore gives what was kept of an inode between the newest held seal and the current epoch.
+func (j *Journal) keptBefore(r *record) (InodeChange, bool, error) {
+	held := j.state.newestHeld()
+	if len(j.state.within(held, r.epoch-1)) > fewEpochs {
+		return InodeChange{}, false, nil
+	}
+	return j.within(held, r.epoch-1, r.ident)
 }
 
 // missing gives what a touch of x adds to an inode's extents: where they are about to get coarser, that is
