@@ -8,21 +8,6 @@ import (
 	"testing"
 )
 
-func TestTheMedianOfAnEvenNumberOfRatesLiesBetweenTheMiddleTwo(t *testing.T) {
-	for _, c := range []struct {
-		rates []float64
-		want  float64
-	}{
-		{[]float64{3}, 3},
-		{[]float64{9, 1, 2}, 2},
-		{[]float64{4, 1, 100, 2}, 3},
-	} {
-		if got := median(c.rates); got != c.want {
-			t.Errorf("median of %v is %v, want %v", c.rates, got, c.want)
-		}
-	}
-}
-
 func TestShuffledOffsetsAreTheSameBlocksInAnotherOrder(t *testing.T) {
 	inOrder, shuffled := offsets(1<<20, 4096, false), offsets(1<<20, 4096, true)
 	if slices.Equal(inOrder, shuffled) {

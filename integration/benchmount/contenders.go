@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -32,10 +31,10 @@ type contender struct {
 }
 
 // prepare makes the three directories on one filesystem and mounts what is to be mounted.
-func prepare(t *host, o options) []contender {
+func prepare(t *lab.Host, o options) []contender {
 	disk := o.dir
 	if disk == "" {
-		disk = lab.Disk(t, o.kind, 16<<30)
+		disk = lab.Disk(t, o.kind, diskSize(o, contenderCount))
 	} else {
 		dir, err := os.MkdirTemp(disk, "benchmount-")
 		if err != nil {
@@ -45,7 +44,7 @@ func prepare(t *host, o options) []contender {
 		disk = dir
 	}
 	native := lab.MakeDir(t, disk, "native")
-	pair, tandem := startTandem(t, lab.MakeDir(t, disk, "tandem"), o.kind)
+	pair, tandem := startTandem(t, lab.MakeDir(t, disk, "tandem"), o)
 	return []contender{
 		{nativeName, native, nil},
 		{loopbackName, startLoopback(t, lab.MakeDir(t, disk, "loopback")), nil},
@@ -53,10 +52,28 @@ func prepare(t *host, o options) []contender {
 	}
 }
 
+// contenderCount is how many contenders share a disk.
+const contenderCount = 3
+
+// What diskSize counts with.
+const (
+	smallFileRows, smallFileSpace = 7, 8 << 10   // rows, and bytes of a file with its inode and its share of a directory
+	treeRowCount, treeSpace       = 2, 144 << 20 // rows, and bytes of the sources with what is built in them
+	largeFiles                    = 4            // one, what a transfer keeps of it, and as much again not freed yet
+	spareSpace                    = 2 << 30      // journals, and what filesystems keep for themselves
+)
+
+// diskSize is what so many contenders need for a whole run. What the rows on small files and on trees write
+// stays, since filesystems avoid inodes that were freed a moment ago; large files go after each turn.
+func diskSize(o options, contenders int64) int64 {
+	perRound := smallFileRows*smallFileSpace*int64(o.files) + treeRowCount*treeSpace
+	return contenders*(int64(o.rounds)*perRound+largeFiles*o.size) + spareSpace
+}
+
 // startTandem protects the directory and gives the volume a copy on a second node, on another disk.
-func startTandem(t *host, dir, kind string) (*lab.Pair, string) {
+func startTandem(t *lab.Host, dir string, o options) (*lab.Pair, string) {
 	a, b := lab.Join(t)
-	copied := lab.MakeDir(t, lab.Disk(t, kind, 16<<30), "copy")
+	copied := lab.MakeDir(t, lab.Disk(t, o.kind, diskSize(o, 1)), "copy")
 	mount, copyMount := lab.MakeDir(t, lab.Dir(t), "data"), lab.MakeDir(t, lab.Dir(t), "copy")
 	source, target := lab.StartNode(t, a, "alpha"), lab.StartNode(t, b, "beta")
 	source.Must("volume", "create", "data", dir, "--mount", mount)
@@ -64,7 +81,7 @@ func startTandem(t *host, dir, kind string) (*lab.Pair, string) {
 	return lab.Relate(t, source, "data", target, "copy"), mount
 }
 
-func startLoopback(t *host, dir string) string {
+func startLoopback(t *lab.Host, dir string) string {
 	mount := lab.MakeDir(t, lab.Dir(t), "loopback")
 	cmd := exec.Command("/proc/self/exe", loopbackCommand, mount, dir)
 	cmd.Stderr = os.Stderr
@@ -117,40 +134,4 @@ func serveLoopback(mount, original string) error {
 	}()
 	server.Wait()
 	return nil
-}
-
-// A host is what the lab needs where there is no test.
-type host struct {
-	cleanups []func()
-	failed   bool
-}
-
-func (t *host) Helper()                         {}
-func (t *host) Name() string                    { return filepath.Base(os.Args[0]) }
-func (t *host) Failed() bool                    { return t.failed }
-func (t *host) Cleanup(f func())                { t.cleanups = append(t.cleanups, f) }
-func (t *host) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-
-// Errorf reports a failure; the program goes on and exits with 1 at its end.
-func (t *host) Errorf(format string, args ...any) {
-	t.failed = true
-	t.Logf(format, args...)
-}
-
-// Fatalf reports a failure, cleans up and exits with 1.
-func (t *host) Fatalf(format string, args ...any) {
-	t.Errorf(format, args...)
-	t.end()
-}
-
-// end cleans up, in the reverse order. What fails on the way does not stop the rest.
-func (t *host) end() {
-	for len(t.cleanups) > 0 {
-		last := t.cleanups[len(t.cleanups)-1]
-		t.cleanups = t.cleanups[:len(t.cleanups)-1]
-		last()
-	}
-	if t.failed {
-		os.Exit(1)
-	}
 }

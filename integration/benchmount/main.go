@@ -15,13 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"tandemfs/integration/figures"
 	"tandemfs/integration/lab"
 )
 
@@ -49,8 +49,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "benchmount:", err)
 		os.Exit(1)
 	}
-	t := &host{}
-	defer t.end()
+	t := &lab.Host{}
+	defer t.End()
 	measure(t, o)
 }
 
@@ -78,7 +78,7 @@ func parse() options {
 }
 
 // measure lets the contenders take turns and prints the table.
-func measure(t *host, o options) {
+func measure(t *lab.Host, o options) {
 	contenders := prepare(t, o)
 	var table results
 	for _, row := range rows(o) {
@@ -139,18 +139,11 @@ func (r *results) print(to *os.File, o options) {
 	fmt.Fprintln(w, "row\tunit\tnative\tloopback\ttandem\ttandem/native\ttandem/loopback\t")
 	for _, row := range r.rows {
 		rates := r.rates[row.name]
-		native, loopback, tandem := median(rates[nativeName]), median(rates[loopbackName]), median(rates[tandemName])
+		native, loopback, tandem := figures.Median(rates[nativeName]), figures.Median(rates[loopbackName]), figures.Median(rates[tandemName])
 		fmt.Fprintf(w, "%s\t%s\t%.6g\t%.6g\t%.6g\t%.2f\t%.2f\t\n", row.name, row.unit, rounded(native), rounded(loopback),
 			rounded(tandem), tandem/native, tandem/loopback)
 	}
 	w.Flush()
-}
-
-// median of the rates; there is always one.
-func median(rates []float64) float64 {
-	sorted := slices.Sorted(slices.Values(rates))
-	n := len(sorted)
-	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
 // rounded takes away the digits that mean nothing.

@@ -22,6 +22,9 @@ type row struct {
 	cold, warm bool
 	// work does it, and tells how many units it has done.
 	work func(dir string) (float64, error)
+	// undo takes away again what would fill the disk in the course of a run; nil if little is there. It is not
+	// measured.
+	undo func(dir string) error
 }
 
 // directory is the row's name as a directory's.
@@ -50,7 +53,11 @@ func (r row) measure(dir string) (float64, error) {
 	}
 	start := time.Now()
 	units, err := r.work(dir)
-	return units / time.Since(start).Seconds(), err
+	rate := units / time.Since(start).Seconds()
+	if err == nil && r.undo != nil {
+		err = r.undo(dir)
+	}
+	return rate, err
 }
 
 // rows are all rows, in the order in which they are measured.
@@ -63,6 +70,8 @@ func rows(o options) []row {
 // largeFile is the file that the rows on data read and write.
 func largeFile(dir string) string { return filepath.Join(dir, "large") }
 
+// dataRows each work on one large file, which goes again: a single inode that is freed does not change how the
+// filesystem looks for others later.
 func dataRows(o options) []row {
 	var all []row
 	for _, block := range []struct {
@@ -89,6 +98,9 @@ func dataRows(o options) []row {
 			row{name: "read " + block.name + " random, cold", unit: "MiB", prepare: makeFile, cold: true, work: read(fewer(random, block.size))},
 			row{name: "read " + block.name + " random, warm", unit: "MiB", prepare: makeFile, warm: true, work: read(random)},
 		)
+	}
+	for i := range all {
+		all[i].undo = func(dir string) error { return os.Remove(largeFile(dir)) }
 	}
 	return all
 }
