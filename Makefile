@@ -5,14 +5,16 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
 # The packages whose tests mount filesystems; the race detector looks at all others.
-MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab
+MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab|tandemfs/integration/benchsnapshot
 FUZZTIME ?= 10s
 BENCH ?=
+MODEL_SECONDS ?= 3600
+SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test demo fuzz bench-mount clean
+.PHONY: help build check test demo fuzz model soak bench-mount bench-snapshot clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## build bin/tandemfs
 	go build -trimpath -o bin/tandemfs ./cmd/tandemfs
@@ -41,10 +43,25 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 		done; \
 	done
 
+model: ## random histories of snapshots against a model, for MODEL_SECONDS (3600) on each filesystem
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
+	TANDEMFS_MODEL_SECONDS=$(MODEL_SECONDS) go test -timeout 0 -v ./integration \
+		-run '^TestSnapshotsStayWhatTheModelSaysOnEveryFilesystem$$'
+
+soak: ## snapshots that come and go among changes, for SOAK_SECONDS (3600)
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
+	TANDEMFS_SOAK_SECONDS=$(SOAK_SECONDS) go test -timeout 0 -v ./integration \
+		-run '^TestSnapshotsComeAndGoAndNothingStays$$'
+
 bench-mount: build ## the mount against the native directory and go-fuse's loopback (BENCH="-rounds 5 -rows small")
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
 	go build -o bin/benchmount ./integration/benchmount
 	TANDEMFS_TEST_BINARY=$(CURDIR)/bin/tandemfs bin/benchmount $(BENCH)
+
+bench-snapshot: build ## what snapshots, overwriting with them and their differences cost (BENCH="-tables seal")
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
+	go build -o bin/benchsnapshot ./integration/benchsnapshot
+	TANDEMFS_TEST_BINARY=$(CURDIR)/bin/tandemfs bin/benchsnapshot $(BENCH)
 
 clean: ## remove what was built
 	rm -rf bin build
