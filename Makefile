@@ -45,12 +45,12 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 
 model: ## random histories of snapshots against a model, for MODEL_SECONDS (3600) on each filesystem
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
-	TANDEMFS_MODEL_SECONDS=$(MODEL_SECONDS) go test -timeout 0 -v ./integration \
+	TANDEMFS_MODEL_SECONDS=$(MODEL_SECONDS) go test -count=1 -timeout 0 -v ./integration \
 		-run '^TestSnapshotsStayWhatTheModelSaysOnEveryFilesystem$$'
 
 soak: ## snapshots that come and go among changes, for SOAK_SECONDS (3600)
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
-	TANDEMFS_SOAK_SECONDS=$(SOAK_SECONDS) go test -timeout 0 -v ./integration \
+	TANDEMFS_SOAK_SECONDS=$(SOAK_SECONDS) go test -count=1 -timeout 0 -v ./integration \
 		-run '^TestSnapshotsComeAndGoAndNothingStays$$'
 
 bench-mount: build ## the mount against the native directory and go-fuse's loopback (BENCH="-rounds 5 -rows small")
