@@ -35,10 +35,10 @@ const (
 )
 
 // maxStateBytes is what a small volume's state directory may take on the disk, however long it is in use: two
-// intent logs of 8 MiB; Badger's memtables, at most three of 16 MiB as they lie on the disk, and its value log
-// of 32 MiB; of its tables 16 MiB that are deleted before it compacts, and as much again for what is written
-// meanwhile. What is kept for snapshots is not among it once there are none.
-const maxStateBytes = (2*8 + 3*16 + 32 + 2*16) << 20
+// intent logs of 8 MiB; Badger's memtables, at most three, with logs of 16 MiB each; of its tables the 16 MiB
+// that may be deleted before it compacts them, and as much again for what that writes. Nothing that is kept
+// for snapshots counts: it goes with them.
+const maxStateBytes = (2*8 + 3*16 + 2*16) << 20
 
 // TestSnapshotsComeAndGoAndNothingStays makes and deletes snapshots among changes, again and again, reads in
 // each what it must have kept, and at the end, with all deleted, looks for anything that is left.
