@@ -86,6 +86,8 @@ func (j *Journal) layers(after, upto Epoch) []layer {
 
 // Inodes calls yield for every changed inode, ordered by identity, until it fails.
 func (c *Changes) Inodes(yield func(InodeChange) error) error {
+	c.j.folding.RLock()
+	defer c.j.folding.RUnlock()
 	layers, err := c.layers()
 	if err != nil {
 		return err
@@ -133,6 +135,8 @@ func unite(id Ident, versions []version[*inodeEntry]) (InodeChange, bool) {
 // Names calls yield for every touched name, ordered by directory and name, until it fails. The names in
 // directories that were made in the range are not among them: such a directory is new as a whole.
 func (c *Changes) Names(yield func(NameChange) error) error {
+	c.j.folding.RLock()
+	defer c.j.folding.RUnlock()
 	layers, err := c.layers()
 	if err != nil {
 		return err
@@ -161,6 +165,8 @@ func (c *Changes) Names(yield func(NameChange) error) error {
 
 // Inode gives what happened to one inode; false when nothing did.
 func (c *Changes) Inode(id Ident) (InodeChange, bool, error) {
+	c.j.folding.RLock()
+	defer c.j.folding.RUnlock()
 	layers, err := c.layers()
 	if err != nil {
 		return InodeChange{}, false, err
@@ -185,6 +191,8 @@ func (c *Changes) Inode(id Ident) (InodeChange, bool, error) {
 // Where gives one name that an inode had when it was first touched in one of the epochs, the last of them
 // that knows; false when none does.
 func (c *Changes) Where(id Ident) (dir Ident, name string, ok bool, err error) {
+	c.j.folding.RLock()
+	defer c.j.folding.RUnlock()
 	layers, err := c.layers()
 	if err != nil {
 		return dir, "", false, err

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,11 +23,13 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// storedKeys counts the store's keys of a kind and an epoch.
+// storedKeys counts the store's keys of a kind of history and an epoch.
 func storedKeys(t *testing.T, j *Journal, kind byte, n Epoch) (count int) {
 	t.Helper()
-	must(t, j.store.scan(epochKey(kind, n), nil, func(*badger.Item) (bool, error) {
-		count++
+	must(t, j.store.scan([]byte{kind}, nil, func(item *badger.Item) (bool, error) {
+		if epochOf(item.Key()) == n {
+			count++
+		}
 		return true, nil
 	}))
 	return count
@@ -238,3 +241,51 @@ func TestASealWaitsForOperationsInsideAndKeepsNewOnesOut(t *testing.T) {
 	done.Store(true)
 	workers.Wait()
 }
+
+func TestEpochsThatNobodyTellsApartBecomeOne(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, small())
+	touchData(t, j, ino(1), Extent{0, 100}, nil)
+	old := seal(t, j, true)
+	const epochs = 400
+	for i := range epochs {
+		touchData(t, j, ino(1), Extent{int64(i % 10), int64(i%10 + 1)}, imageOf(int64(i)))
+		touchMeta(t, j, ino(100+i), imageOf(int64(i)))
+		touchName(t, j, ino(2), fmt.Sprint(i%20), ino(1000+i))
+		n := seal(t, j, false)
+		must(t, j.Forget(n))
+	}
+	fill(t, j)
+	settle(j)
+	eventually(t, "few epochs are left", func() bool { return j.Stats().Epochs < 60 })
+	must(t, j.Close())
+	j = open(t, dir, small())
+	must(t, j.Forget(j.Epoch()-1))
+	eventually(t, "all of them are one", func() bool { return j.Stats().Epochs <= 2 })
+	if list, err := j.store.past(0, never, ino(1)); len(list) > 10 || err != nil {
+		t.Errorf("%d entries of an inode's history are left, %v", len(list), err)
+	}
+	if image, ok, err := j.ImageAt(old, ino(1)); image.Attr.Size != 0 || !ok || err != nil {
+		t.Errorf("image: %v, %v, %v", image, ok, err)
+	}
+	if image, ok, err := j.ImageAt(old, ino(350)); image.Attr.Size != 250 || !ok || err != nil {
+		t.Errorf("image: %v, %v, %v", image, ok, err)
+	}
+	kept, err := j.KeptAt(old, ino(1), Extent{0, 100})
+	must(t, err)
+	for i, k := range kept {
+		if k.Extent != (Extent{int64(i), int64(i + 1)}) || k.Epoch != old+1+Epoch(i) {
+			t.Errorf("kept: %v", k)
+		}
+	}
+	names, err := j.NamesAt(old, ino(2))
+	must(t, err)
+	if len(names) != 20 || names["7"] != ino(1007) {
+		t.Errorf("names: %v", names)
+	}
+	if got := inodesOf(t, j, old, j.Epoch()-1); len(got) < epochs || got[ino(1)].Extents[0] != (Extent{0, 10}) {
+		t.Errorf("%d inodes changed, %v", len(got), got[ino(1)])
+	}
+}
+
+const never = ^Epoch(0)

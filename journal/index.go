@@ -1,6 +1,9 @@
 package journal
 
-import "maps"
+import (
+	"maps"
+	"slices"
+)
 
 // An inodeEntry is what an epoch knows of an inode. With what zero it says that nothing is recorded.
 type inodeEntry struct {
@@ -45,8 +48,9 @@ type epochIndex struct {
 
 // What the entries take, measured on maps of a million entries: see TestMemoryEstimate.
 const (
-	inodeBytes  = 100
-	nameBytes   = 160
+	inodeBytes  = 160
+	nameBytes   = 130
+	dirBytes    = 110 // for the first name in a directory
 	whereBytes  = 100
 	extentBytes = 20
 )
@@ -75,12 +79,26 @@ func (x *epochIndex) eachName(dir Ident, f func(name string, was Ident)) {
 type generation struct {
 	log     *intentLog
 	epochs  map[Epoch]*epochIndex
-	bytes   int // estimated, of all epochs
+	touched map[Ident][]Epoch // in which epochs there is an entry of an inode, ascending; some may be dropped
+	named   map[Ident][]Epoch // likewise, of a name in a directory
+	bytes   int               // estimated, of all epochs
 	entries int
 }
 
 func newGeneration(log *intentLog) *generation {
-	return &generation{log: log, epochs: map[Epoch]*epochIndex{}}
+	return &generation{log: log, epochs: map[Epoch]*epochIndex{}, touched: map[Ident][]Epoch{}, named: map[Ident][]Epoch{}}
+}
+
+// addEpoch adds an epoch to an ascending list.
+func addEpoch(list []Epoch, n Epoch) []Epoch {
+	if last := len(list) - 1; last < 0 || list[last] < n {
+		return append(list, n)
+	}
+	at, there := slices.BinarySearch(list, n)
+	if there {
+		return list
+	}
+	return slices.Insert(list, at, n)
 }
 
 // epoch gives the index of an epoch, made when absent.
@@ -120,13 +138,19 @@ func (g *generation) grow(x *epochIndex, bytes, entries int) {
 func (g *generation) putInode(n Epoch, id Ident, e *inodeEntry) {
 	x := g.epoch(n)
 	x.inodes[id] = e
+	g.touched[id] = addEpoch(g.touched[id], n)
 	g.grow(x, inodeBytes+e.extents.count*extentBytes, 1)
 }
 
 func (g *generation) putName(n Epoch, key nameKey, was Ident, unsaved bool) {
 	x := g.epoch(n)
 	x.addName(key, was, unsaved)
-	g.grow(x, nameBytes+len(key.name), 1)
+	bytes := nameBytes + len(key.name)
+	if g.named[key.dir] == nil {
+		bytes += dirBytes
+	}
+	g.named[key.dir] = addEpoch(g.named[key.dir], n)
+	g.grow(x, bytes, 1)
 }
 
 func (g *generation) putImage(n Epoch, id Ident, image []byte) {
@@ -148,6 +172,10 @@ func (g *generation) drop(upto Epoch) {
 			g.grow(x, -x.bytes, 0)
 			delete(g.epochs, n)
 		}
+	}
+	if len(g.epochs) == 0 {
+		clear(g.touched)
+		clear(g.named)
 	}
 }
 

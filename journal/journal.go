@@ -106,6 +106,10 @@ type Journal struct {
 	gate       sync.RWMutex
 	operations atomic.Uint64 // calls of Enter
 
+	// folding is held for reading while changes are gone through, whatever that takes, and for writing while
+	// the records of one epoch are moved to another; the writer only ever tries. It is taken before mu.
+	folding sync.RWMutex
+
 	// mu guards all that follows. It is never held while the store is read or written.
 	mu        sync.Mutex
 	progress  *sync.Cond // on mu: an absorb ended, or failed
@@ -193,6 +197,9 @@ func (j *Journal) upgrade() error {
 	}
 	for _, n := range j.Held() {
 		j.Release(n)
+	}
+	if _, err := j.store.deletePrefix([]byte{keyImage}); err != nil { // by epoch, then
+		return err
 	}
 	j.mark.Version = markVersion
 	return writeMark(j.dir, j.mark)

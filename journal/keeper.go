@@ -3,6 +3,8 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,7 +121,7 @@ func (j *Journal) absorb(g *generation) error {
 	indexes, useless, images := g.indexes(), j.state.useless(), j.state.lowestHeld()
 	for n := range indexes {
 		if n > useless {
-			j.state.markStored(n)
+			j.state.markStored(n, n > images)
 		}
 	}
 	j.mu.Unlock()
@@ -198,12 +200,7 @@ func absorbEpoch(b *badger.WriteBatch, n Epoch, x *epochIndex, images bool) erro
 			return err
 		}
 	}
-	for id, image := range x.images {
-		if err := b.Set(inodeKey(keyImage, n, id), image); err != nil {
-			return err
-		}
-	}
-	return nil
+	return putPast(b, n, x)
 }
 
 func (j *Journal) saveState() error {
@@ -214,14 +211,12 @@ func (j *Journal) saveState() error {
 }
 
 // sweep deletes from the store what nobody can ask for any more: the records of useless epochs, and the
-// before images that no held seal needs.
+// history that no held seal needs. Then it folds epochs that nobody tells apart.
 func (j *Journal) sweep() error {
-	useless, imageless := j.sweepable()
-	if len(useless)+len(imageless) == 0 {
-		return nil
-	}
-	for _, n := range imageless {
-		if err := j.sweepKeys(n, keyImage); err != nil {
+	useless, pastless, low := j.sweepable()
+	for _, n := range pastless {
+		deleted, err := j.store.sweepPast(n, low)
+		if j.keeper.deleted += deleted; err != nil {
 			return err
 		}
 	}
@@ -230,16 +225,12 @@ func (j *Journal) sweep() error {
 			return err
 		}
 	}
-	j.mu.Lock()
-	for _, n := range imageless {
-		j.state.totals[n].images = 0
+	if len(useless)+len(pastless) > 0 {
+		if err := j.swept(useless, pastless); err != nil {
+			return err
+		}
 	}
-	for _, n := range useless {
-		delete(j.state.stored, n)
-		j.state.forgetTotals(n)
-	}
-	j.mu.Unlock()
-	if err := j.saveState(); err != nil {
+	if err := j.foldSome(); err != nil {
 		return err
 	}
 	if j.keeper.deleted < compactAfter {
@@ -252,19 +243,96 @@ func (j *Journal) sweep() error {
 	return nil
 }
 
-// sweepable lists the stored epochs whose records, and those whose images, can go.
-func (j *Journal) sweepable() (useless, imageless []Epoch) {
+// swept notes what sweep has deleted.
+func (j *Journal) swept(useless, pastless []Epoch) error {
+	j.mu.Lock()
+	for _, n := range pastless {
+		j.state.totals[n].images = 0
+	}
+	for _, n := range useless {
+		delete(j.state.stored, n)
+		j.state.forgetTotals(n)
+	}
+	j.mu.Unlock()
+	return j.saveState()
+}
+
+const (
+	// foldStep is how many epochs are folded before the keeper looks whether there is something to absorb.
+	foldStep = 32
+	// foldRetry is when folding is tried again that a reader was in the way of.
+	foldRetry = 2 * time.Second
+)
+
+// foldSome makes one of stored epochs that nobody tells apart.
+func (j *Journal) foldSome() error {
+	if !j.folding.TryLock() {
+		time.AfterFunc(foldRetry, j.keeper.wake)
+		return nil
+	}
+	defer j.folding.Unlock()
+	for range foldStep {
+		into, from, low, ok := j.foldable()
+		if !ok {
+			return nil
+		}
+		doubled, err := j.store.dedupePast(from, low, from)
+		if j.keeper.deleted += doubled; err != nil {
+			return err
+		}
+		moved, err := j.store.fold(into, from)
+		if j.keeper.deleted += moved; err != nil {
+			return err
+		}
+		j.mu.Lock()
+		j.state.fold(into, from)
+		j.mu.Unlock()
+		if err := j.saveState(); err != nil {
+			return err
+		}
+	}
+	j.keeper.wake()
+	return nil
+}
+
+// foldable finds two stored epochs, one after the other, that nobody tells apart and of which nothing is in
+// memory, and the newest seal before them that is held.
+func (j *Journal) foldable() (into, from, low Epoch, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	for _, n := range slices.Sorted(maps.Keys(j.state.stored)) {
+		inMemory := n >= j.state.epoch || j.active.epochs[n] != nil || j.frozen != nil && j.frozen.epochs[n] != nil
+		switch {
+		case inMemory:
+			into = 0
+		case into == 0 || j.state.apart(into, n):
+			into = n
+		default:
+			for held := range j.state.held {
+				if held < into {
+					low = max(low, held)
+				}
+			}
+			return into, n, low, true
+		}
+	}
+	return 0, 0, 0, false
+}
+
+// sweepable lists the stored epochs whose records, and those whose history up to low, can go.
+func (j *Journal) sweepable() (useless, pastless []Epoch, low Epoch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	low = j.state.lowestHeld()
 	for n := range j.state.stored {
 		if n <= j.state.useless() {
 			useless = append(useless, n)
 		}
-		if n <= j.state.lowestHeld() && j.state.totals[n].images > 0 {
-			imageless = append(imageless, n)
+		if n <= low && j.state.totals[n].images > 0 {
+			pastless = append(pastless, n)
 		}
 	}
-	return useless, imageless
+	return useless, pastless, low
 }
 
 func (j *Journal) sweepKeys(n Epoch, kinds ...byte) error {

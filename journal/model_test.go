@@ -13,6 +13,7 @@ import (
 type model struct {
 	epoch     Epoch
 	forgotten Epoch
+	base      Epoch // from which changes are asked for too
 	held      map[Epoch]int
 	epochs    map[Epoch]*modelEpoch
 }
@@ -63,6 +64,7 @@ type action struct {
 	size   int64 // of the before image
 	hold   bool
 	epoch  Epoch
+	base   Epoch // of a forget: from which changes will be asked for too
 }
 
 // nextAction draws an action that makes sense in the model's present state.
@@ -98,9 +100,22 @@ func (m *model) nextAction(r *rand.Rand) action {
 	case p < 990 && len(m.held) > 0:
 		a.kind, a.epoch = "hold", pick(r, m.held)
 	default:
-		a.kind, a.epoch = "forget", m.forgotten+Epoch(r.IntN(int(m.epoch-m.forgotten)))
+		a.kind = "forget"
+		known := m.told()
+		a.epoch = known[r.IntN(len(known))]
+		a.base = max(a.epoch, known[r.IntN(len(known))])
 	}
 	return a
+}
+
+// told lists the seals that are told apart from those around them, none forgotten: only they can be bases.
+func (m *model) told() []Epoch {
+	list := []Epoch{m.forgotten, m.epoch - 1, max(m.base, m.forgotten)}
+	for n := range m.held {
+		list = append(list, max(n, m.forgotten))
+	}
+	slices.Sort(list)
+	return list
 }
 
 func pick(r *rand.Rand, held map[Epoch]int) Epoch {
@@ -137,7 +152,7 @@ func (m *model) apply(a action) {
 			delete(m.held, a.epoch)
 		}
 	case "forget":
-		m.forgotten = max(m.forgotten, a.epoch)
+		m.forgotten, m.base = max(m.forgotten, a.epoch), a.base
 	}
 }
 
@@ -186,7 +201,7 @@ func (a action) run(j *Journal) (err error) {
 	case "release":
 		j.Release(a.epoch)
 	case "forget":
-		err = j.Forget(a.epoch)
+		err = j.Forget(a.epoch, a.base)
 	default:
 		err = inside(j, func() error { return a.runInside(j) })
 	}
@@ -262,11 +277,15 @@ func (m *model) diff(t *testing.T, j *Journal) string {
 		return fmt.Sprintf("epoch %d, forgotten %d, held %v; the model has %d, %d, %v",
 			j.Epoch(), j.Forgotten(), j.Held(), m.epoch, m.forgotten, m.held)
 	}
-	for _, after := range []Epoch{m.forgotten, (m.forgotten + m.epoch) / 2, m.epoch - 1} {
-		wantInodes, wantNames := m.changes(after, m.epoch-1)
-		if after > m.epoch-1 {
+	asked := append(slices.Sorted(maps.Keys(m.held)), m.forgotten)
+	if m.base > m.forgotten {
+		asked = append(asked, m.base)
+	}
+	for _, after := range asked {
+		if after < min(m.forgotten, m.lowestHeld()) {
 			continue
 		}
+		wantInodes, wantNames := m.changes(after, m.epoch-1)
 		gotInodes := inodesOf(t, j, after, m.epoch-1)
 		for id, want := range wantInodes {
 			if got := gotInodes[id]; got.What != want.What || !same(got.Extents, want.Extents) {

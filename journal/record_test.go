@@ -84,7 +84,7 @@ func FuzzStoreValues(f *testing.F) {
 	image := testImage(5)
 	f.Add(appendImage(nil, &image))
 	s := newState()
-	s.markStored(3)
+	s.markStored(3, false)
 	s.held[2] = 1
 	f.Add(s.encode())
 	f.Fuzz(func(t *testing.T, value []byte) {

@@ -75,12 +75,15 @@ func (j *Journal) checkView(n Epoch) error {
 	return nil
 }
 
-// Forget says that nobody needs the records of epochs up to and including upto any more (A4). They go from
-// memory at once and from the store in the background; those that held seals need for their before images
-// stay until these are released. It fails with ErrNotSealed when upto is not sealed.
-func (j *Journal) Forget(upto Epoch) error {
+// Forget says that nobody needs the records of epochs up to and including upto any more (A4), and that changes
+// will be asked for only from upto on, from the further bases, and from held seals: what happened between two of
+// these is one thing from now on. The records go from memory at once and from the store in the background; those
+// that held seals need for their before images stay until these are released. It fails with ErrNotSealed when
+// upto is not sealed.
+func (j *Journal) Forget(upto Epoch, bases ...Epoch) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.state.bases = append(bases[:len(bases):len(bases)], upto)
 	if upto <= j.state.forgotten {
 		return nil
 	}

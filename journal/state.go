@@ -10,7 +10,7 @@ import (
 // Totals of an epoch's records. They are estimates: a crash in the middle of an absorb may lose some.
 type totals struct {
 	inodes, names, bytes int64
-	images               int64
+	images               int64 // 0: the store has no history of it
 }
 
 // state is what the journal knows of itself besides the records. The intent log has every change of it
@@ -23,6 +23,9 @@ type state struct {
 	totals    map[Epoch]*totals  // of every epoch that has or had a record
 	order     []Epoch            // the keys of totals, ascending; nil: to be sorted anew
 	stored    map[Epoch]struct{} // the epochs that may have records in the store
+	// bases are the seals, besides the held ones, from which changes may be asked for; nil until somebody has
+	// said which they are. Not kept: whoever opens the journal says it again.
+	bases []Epoch
 }
 
 func newState() state {
@@ -34,10 +37,21 @@ func (s *state) isStored(n Epoch) bool {
 	return ok
 }
 
-// markStored notes that an epoch may have records in the store.
-func (s *state) markStored(n Epoch) {
+// markStored notes that an epoch may have records in the store, and perhaps history.
+func (s *state) markStored(n Epoch, history bool) {
 	s.stored[n] = struct{}{}
-	s.total(n)
+	if t, _ := s.total(n); history {
+		t.images = max(t.images, 1)
+	}
+}
+
+// fold notes that the records of one stored epoch are another's now.
+func (s *state) fold(into, from Epoch) {
+	t, _ := s.total(into)
+	f, _ := s.total(from)
+	*t = totals{t.inodes + f.inodes, t.names + f.names, t.bytes + f.bytes, t.images + f.images}
+	delete(s.stored, from)
+	s.forgetTotals(from)
 }
 
 // total gives an epoch's totals, made when absent; new says that they were.
@@ -69,15 +83,6 @@ func (s *state) sorted() []Epoch {
 	return s.order
 }
 
-// next gives the first epoch after n that may have records, or never.
-func (s *state) next(n Epoch) Epoch {
-	all := s.sorted()
-	if i, _ := slices.BinarySearch(all, n+1); n != never && i < len(all) {
-		return all[i]
-	}
-	return never
-}
-
 // within lists the epochs in (after, upto] that may have records, ascending.
 func (s *state) within(after, upto Epoch) []Epoch {
 	all := s.sorted()
@@ -93,6 +98,31 @@ func (s *state) lowestHeld() Epoch {
 		low = min(low, n)
 	}
 	return low
+}
+
+// hasHistory reports whether the store may have history, which it has of epochs after the oldest held seal.
+func (s *state) hasHistory() bool {
+	if len(s.held) == 0 {
+		return false
+	}
+	low := s.lowestHeld()
+	for n := range s.stored {
+		if n > low {
+			return true
+		}
+	}
+	return false
+}
+
+// apart reports whether somebody may ask for what is between the epochs a < b: a seal in [a, b) is held, or a
+// base.
+func (s *state) apart(a, b Epoch) bool {
+	for n := range s.held {
+		if a <= n && n < b {
+			return true
+		}
+	}
+	return s.bases == nil || a <= s.forgotten && s.forgotten < b || slices.ContainsFunc(s.bases, func(n Epoch) bool { return a <= n && n < b })
 }
 
 // newestHeld is the newest seal that is held; 0 when none is.

@@ -20,8 +20,10 @@ import (
 //
 //	| 'i' | epoch 8 | ino 8 | gen 8 |            -> an inode's change: what, extents
 //	| 'n' | epoch 8 | ino 8 | gen 8 | name |     -> what the name stood for: ino 8, gen 8
-//	| 'b' | epoch 8 | ino 8 | gen 8 |            -> the encoded Image
 //	| 'w' | epoch 8 | ino 8 | gen 8 |            -> one name of the inode: dir's ino 8, gen 8, name
+//	| 'h' | ino 8 | gen 8 | epoch 8 |            -> the same as for 'i', for views
+//	| 'b' | ino 8 | gen 8 | epoch 8 |            -> the encoded Image
+//	| 'p' | ino 8 | gen 8 | name | 0 | epoch 8 | -> the same as for 'n', for views
 //	| 's' |                                      -> the journal's own state, see state.go
 //	| 'k' | key |                                -> SetState's value
 //	| 'm' | length 1 | map's name | 'f' or 'r' | ino 8 | gen 8 | -> a Map's pair, forward or reverse
@@ -37,8 +39,10 @@ type store struct {
 const (
 	keyInode  = 'i'
 	keyName   = 'n'
-	keyImage  = 'b'
 	keyWhere  = 'w'
+	keyPast   = 'h'
+	keyImage  = 'b'
+	keyNamed  = 'p'
 	keyState  = 's'
 	keyValue  = 'k'
 	keyMap    = 'm'
@@ -147,16 +151,6 @@ func (s *store) name(n Epoch, key nameKey) (was Ident, ok bool, err error) {
 		return err
 	})
 	return was, ok, err
-}
-
-// image reads the encoded before image of an inode in an epoch; nil when there is none.
-func (s *store) image(n Epoch, id Ident) ([]byte, error) {
-	var image []byte
-	_, err := s.get(inodeKey(keyImage, n, id), func(v []byte) error {
-		image = append([]byte{}, v...)
-		return nil
-	})
-	return image, err
 }
 
 // where reads where an inode was when it was touched in an epoch.

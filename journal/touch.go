@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"io/fs"
 	"strings"
 )
 
@@ -11,6 +12,9 @@ import (
 func (j *Journal) TouchName(dir Ident, name string, was Ident) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("%w: name of %d bytes", ErrTooLarge, len(name))
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("%w: name %q has a zero byte", fs.ErrInvalid, name)
 	}
 	key := nameKey{dir, name}
 	j.mu.Lock()
@@ -148,7 +152,7 @@ func (j *Journal) await(c <-chan struct{}) {
 // e is what is known of the inode in this epoch.
 func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
 	first, missing := e.what == 0, j.missing(e, r.extent)
-	earlier, touched, err := j.keptBefore(r)
+	earlier, touched, err := j.within(j.state.newestHeld(), r.epoch-1, r.ident)
 	if err != nil || touched && earlier.What&Created != 0 {
 		return nil, err
 	}
@@ -168,19 +172,6 @@ func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
 		return nil, err
 	}
 	return encodeImage(&image)
-}
-
-// fewEpochs is how many epochs a touch looks into for what was kept before. With more of them it may be kept
-// twice, which costs less than to look for it.
-const fewEpochs = 16
-
-// keptBefore gives what was kept of an inode between the newest held seal and the current epoch.
-func (j *Journal) keptBefore(r *record) (InodeChange, bool, error) {
-	held := j.state.newestHeld()
-	if len(j.state.within(held, r.epoch-1)) > fewEpochs {
-		return InodeChange{}, false, nil
-	}
-	return j.within(held, r.epoch-1, r.ident)
 }
 
 // missing gives what a touch of x adds to an inode's extents: where they are about to get coarser, that is

@@ -3,73 +3,151 @@ package journal
 import (
 	"cmp"
 	"errors"
-	"math"
 	"slices"
-
-	"github.com/dgraph-io/badger/v4"
 )
+
+// What was at a seal is told by the history: of an inode or a name what each epoch found when it first touched
+// it. In the store it is kept by inode and name, not by epoch, so that a look costs the same however many
+// epochs there were since. What is in the store is older than what is in memory, or of the same epoch. A record
+// that moves from memory to the store during a look is found: memory is looked at before the store.
 
 // NameAt gives what dir's name stood for at seal n; ok is false when nothing was recorded since, so that
 // the live value holds. Whoever compares with the live value reads that one first. It fails with
 // ErrNotHeld unless n is held.
 func (j *Journal) NameAt(n Epoch, dir Ident, name string) (was Ident, ok bool, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.checkView(n); err != nil {
+		return Ident{}, false, err
+	}
 	key := nameKey{dir, name}
-	err = j.firstAfter(n, func(l layer) (bool, error) {
-		if l.index == nil {
-			was, ok, err = j.store.name(l.epoch, key)
-			return ok, err
+	for _, g := range j.generations() {
+		for _, epoch := range g.named[dir] {
+			if e, here := g.name(epoch, key); here && epoch > n && !ok {
+				was, ok = e.was, true
+			}
 		}
-		e, here := l.index.names[key]
-		was, ok = e.was, here
-		return ok, nil
-	})
-	return was, ok, err
+	}
+	if j.state.hasHistory() {
+		j.mu.Unlock()
+		defer j.mu.Lock()
+		older, found, err := j.store.namePast(n, key)
+		if err != nil || found {
+			return older, found, err
+		}
+	}
+	return was, ok, nil
+}
+
+// generations gives those that are in memory, the older one first.
+func (j *Journal) generations() []*generation {
+	if j.frozen == nil {
+		return []*generation{j.active}
+	}
+	return []*generation{j.frozen, j.active}
 }
 
 // NamesAt gives all names of dir that were touched since seal n, with what they stood for at n. It fails
 // as NameAt does.
 func (j *Journal) NamesAt(n Epoch, dir Ident) (map[string]Ident, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.checkView(n); err != nil {
+		return nil, err
+	}
 	names := map[string]Ident{}
-	add := func(name string, was Ident) {
-		if _, ok := names[name]; !ok {
-			names[name] = was
+	for _, g := range j.generations() {
+		for _, epoch := range g.named[dir] {
+			if x := g.epochs[epoch]; x != nil && epoch > n {
+				x.eachName(dir, func(name string, was Ident) {
+					if _, ok := names[name]; !ok {
+						names[name] = was
+					}
+				})
+			}
 		}
 	}
-	err := j.firstAfter(n, func(l layer) (bool, error) {
-		if l.index != nil {
-			l.index.eachName(dir, add)
-			return false, nil
+	if !j.state.hasHistory() {
+		return names, nil
+	}
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	return names, j.store.namesPast(n, dir, names)
+}
+
+// past gives what the epochs in (after, upto] have of an inode, oldest first. mu is held, and dropped where the
+// store has to be asked; an entry of the current epoch goes on changing when it is let go.
+func (j *Journal) past(after, upto Epoch, id Ident) ([]version[*inodeEntry], error) {
+	var list []version[*inodeEntry]
+	for _, g := range j.generations() {
+		for _, n := range g.touched[id] {
+			if e := g.inode(n, id); n > after && n <= upto && e != nil {
+				list = addVersion(list, n, e)
+			}
 		}
-		return false, j.store.scan(inodeKey(keyName, l.epoch, dir), nil, func(item *badger.Item) (bool, error) {
-			return true, item.Value(func(value []byte) error {
-				was, err := decodeWas(value)
-				if err == nil {
-					add(takeName(item.Key()).name, was)
-				}
-				return err
-			})
-		})
-	})
-	return names, err
+	}
+	if !j.state.hasHistory() {
+		return list, nil
+	}
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	older, err := j.store.past(after, upto, id)
+	for _, v := range list {
+		older = addVersion(older, v.epoch, v.value)
+	}
+	return older, err
+}
+
+// addVersion adds what a newer layer has of an epoch that is not before the last: it has the whole truth.
+func addVersion(list []version[*inodeEntry], n Epoch, e *inodeEntry) []version[*inodeEntry] {
+	if last := len(list) - 1; last >= 0 && list[last].epoch == n {
+		list[last].value = e
+		return list
+	}
+	return append(list, version[*inodeEntry]{n, e})
+}
+
+// pastSince is past since a seal that must be held.
+func (j *Journal) pastSince(n Epoch, id Ident) ([]version[*inodeEntry], error) {
+	if err := j.checkView(n); err != nil {
+		return nil, err
+	}
+	return j.past(n, j.state.epoch, id)
 }
 
 // ImageAt gives the attributes and extended attributes of id at seal n; false when nothing was recorded
 // since. It fails as NameAt does.
 func (j *Journal) ImageAt(n Epoch, id Ident) (Image, bool, error) {
-	var encoded []byte
-	err := j.firstAfter(n, func(l layer) (_ bool, err error) {
-		if l.index != nil {
-			encoded = l.index.images[id]
-		} else {
-			encoded, err = j.store.image(l.epoch, id)
-		}
-		return encoded != nil, err
-	})
+	encoded, err := j.imageAt(n, id)
 	if err != nil || encoded == nil {
 		return Image{}, false, err
 	}
 	image, err := decodeImage(encoded)
 	return image, err == nil, err
+}
+
+func (j *Journal) imageAt(n Epoch, id Ident) (encoded []byte, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.checkView(n); err != nil {
+		return nil, err
+	}
+	for _, g := range j.generations() {
+		for _, epoch := range g.touched[id] {
+			if x := g.epochs[epoch]; x != nil && epoch > n && encoded == nil {
+				encoded = x.images[id]
+			}
+		}
+	}
+	if j.state.hasHistory() {
+		j.mu.Unlock()
+		defer j.mu.Lock()
+		older, err := j.store.imagePast(n, id)
+		if err != nil || older != nil {
+			return older, err
+		}
+	}
+	return encoded, nil
 }
 
 // CreatedAfter reports whether id did not exist at seal n: it was made after it, or had lost its last name
@@ -81,20 +159,18 @@ func (j *Journal) CreatedAfter(n Epoch, id Ident) (bool, error) {
 
 // birthAfter gives how an inode that did not exist at seal n came about: Created or Found; 0 for one that did.
 func (j *Journal) birthAfter(n Epoch, id Ident) (birth What, err error) {
-	answered := Epoch(0)
-	err = j.firstAfter(n, func(l layer) (bool, error) {
-		if l.epoch == answered {
-			return false, nil // a newer layer of the epoch says that it was removed again
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	list, err := j.pastSince(n, id)
+	if err != nil {
+		return 0, err
+	}
+	for _, v := range list {
+		if what := v.value.what; what&(Created|fate) != 0 {
+			return what & (Created | Found), nil
 		}
-		e, err := j.inodeIn(l, id)
-		if e == nil || err != nil {
-			return false, err
-		}
-		answered = l.epoch
-		birth = e.what & (Created | Found)
-		return e.what&(Created|fate) != 0, nil
-	})
-	return birth, err
+	}
+	return 0, nil
 }
 
 // Kept is a part of a file's content of which a copy was kept.
@@ -107,32 +183,32 @@ type Kept struct {
 // whose copy has it; sorted, and disjoint. What is not among them is in the file as it was. It fails as
 // NameAt does.
 func (j *Journal) KeptAt(n Epoch, id Ident, x Extent) ([]Kept, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	list, err := j.pastSince(n, id)
+	if err != nil {
+		return nil, err
+	}
 	var kept []Kept
-	rest, answered := Extents{x}, Epoch(0)
-	err := j.firstAfter(n, func(l layer) (bool, error) {
-		if l.epoch == answered {
-			return false, nil
+	rest := Extents{x}
+	for _, v := range list {
+		if len(rest) == 0 {
+			break
 		}
-		e, err := j.inodeIn(l, id)
-		if e == nil || err != nil {
-			return false, err
-		}
-		answered = l.epoch
-		for _, part := range e.extents.within(x) {
+		for _, part := range v.value.extents.within(x) {
 			for _, new := range rest.Intersect(part) {
-				kept = append(kept, Kept{new, l.epoch})
+				kept = append(kept, Kept{new, v.epoch})
 			}
 			rest = rest.Subtract(Extents{part})
 		}
-		return len(rest) == 0, nil
-	})
+	}
 	slices.SortFunc(kept, func(a, b Kept) int { return cmp.Compare(a.Off, b.Off) })
-	return kept, err
+	return kept, nil
 }
 
 // Within gives what happened to one inode in the epochs (after, upto], the current one included: the union
-// of what was touched, false when nothing was. Unlike Changes it is not bound to what Forget has left; what
-// nobody can ask for any more may be missing from the answer.
+// of what was touched, false when nothing was. Unlike Changes it is not bound to what Forget has left, but to what
+// held seals need: epochs up to the oldest of them may be missing from the answer.
 func (j *Journal) Within(after, upto Epoch, id Ident) (InodeChange, bool, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -141,62 +217,9 @@ func (j *Journal) Within(after, upto Epoch, id Ident) (InodeChange, bool, error)
 
 // within is Within, called with mu held, which it may drop meanwhile.
 func (j *Journal) within(after, upto Epoch, id Ident) (InodeChange, bool, error) {
-	var versions []version[*inodeEntry]
-	err := j.eachLayer(after, min(upto, j.state.epoch), func(l layer) (bool, error) {
-		if last := len(versions) - 1; last >= 0 && versions[last].epoch == l.epoch {
-			return false, nil // a newer layer of the epoch had it
-		}
-		e, err := j.inodeIn(l, id)
-		if e != nil && err == nil {
-			// The current epoch's entry goes on changing.
-			versions = append(versions, version[*inodeEntry]{l.epoch, &inodeEntry{what: e.what, extents: e.extents.clone()}})
-		}
-		return false, err
-	})
-	c, ok := unite(id, versions)
+	list, err := j.past(after, min(upto, j.state.epoch), id)
+	c, ok := unite(id, list)
 	return c, ok, err
-}
-
-// firstAfter asks the layers of the epochs after seal n, oldest first, until one has the answer.
-func (j *Journal) firstAfter(n Epoch, ask func(layer) (bool, error)) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if err := j.checkView(n); err != nil {
-		return err
-	}
-	return j.eachLayer(n, j.state.epoch, ask)
-}
-
-// eachLayer calls ask with the layers of the epochs in (after, upto], oldest first, until it returns true.
-// Memory is asked under mu, the store without it: a record that moves from memory to the store meanwhile is
-// there in both.
-func (j *Journal) eachLayer(after, upto Epoch, ask func(layer) (bool, error)) error {
-	for n := j.state.next(after); n <= upto; n = j.state.next(n) {
-		for _, g := range [...]*generation{j.active, j.frozen} {
-			if g == nil || g.epochs[n] == nil {
-				continue
-			}
-			if done, err := ask(layer{n, g.epochs[n]}); err != nil || done {
-				return err
-			}
-		}
-		if !j.state.isStored(n) {
-			continue
-		}
-		if done, err := j.askStore(n, ask); err != nil || done {
-			return err
-		}
-	}
-	return nil
-}
-
-// never is an epoch that never comes.
-const never = Epoch(math.MaxUint64)
-
-func (j *Journal) askStore(n Epoch, ask func(layer) (bool, error)) (bool, error) {
-	j.mu.Unlock()
-	defer j.mu.Lock()
-	return ask(layer{n, nil})
 }
 
 // Needed reports whether a held seal before an epoch has an inode, which exists in that epoch.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,16 +146,18 @@ func (r *relationship) dirty(now time.Time) {
 // forget lets the journal drop what every member has confirmed (rule A4). A member that is to have its
 // first transfer needs nothing from before its seal.
 func (o *origin) forget() error {
-	upto := journal.Epoch(math.MaxUint64)
+	var needed []journal.Epoch
 	o.mu.Lock()
 	for _, r := range o.members {
-		upto = min(upto, r.needs())
+		if n := r.needs(); n != math.MaxUint64 {
+			needed = append(needed, n)
+		}
 	}
 	o.mu.Unlock()
-	if upto == math.MaxUint64 || upto <= o.vol.Journal().Forgotten() {
+	if len(needed) == 0 {
 		return nil
 	}
-	return o.vol.Journal().Forget(upto)
+	return o.vol.Journal().Forget(slices.Min(needed), needed...)
 }
 
 // needs gives the epoch whose records, and all earlier ones, the relationship does not need.
@@ -223,11 +226,12 @@ func (o *origin) settle(r *relationship, how func(*sourceEnd)) error {
 	memory, view := e.memory, e.view
 	e.view = nil
 	r.mu.Unlock()
-	err := remember(o.vol.Journal(), sourceKey(r.id), memory)
+	// The journal hears of the new base before it may let go of the seal.
+	err := errors.Join(remember(o.vol.Journal(), sourceKey(r.id), memory), o.forget())
 	if view != nil {
 		err = errors.Join(err, view.Close())
 	}
-	return errors.Join(err, o.forget())
+	return err
 }
 
 // earliest gives the earlier of two times; zero means none.

@@ -718,6 +718,11 @@ func (h *history) restart(t *rapid.T) {
 	h.start(t)
 }
 
+// forget says that nobody needs to know what was changed: epochs in the store may become one.
+func (h *history) forget(t *rapid.T) {
+	expect(t, h.v.journal.Forget(h.v.journal.Epoch()-1), nil)
+}
+
 // check compares everything.
 func (h *history) check(t *rapid.T) {
 	h.capture(t)
@@ -766,7 +771,7 @@ func TestEverySnapshotStaysWhatTheModelSays(t *testing.T) {
 			"rename": h.rename, "write": h.write, "write again": h.write, "truncate": h.truncate, "punch": h.punch,
 			"copy": h.copyRange, "chmod": h.chmod, "xattr": h.setXattr, "open": h.openFile, "close": h.closeFile,
 			"workers": h.workers, "snapshot": h.snapshot, "delete snapshot": h.deleteSnapshot, "restore": h.restore,
-			"restart": h.restart,
+			"restart": h.restart, "forget": h.forget,
 			"": func(t *rapid.T) {
 				if steps++; steps%5 == 0 {
 					h.check(t)
