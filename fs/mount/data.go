@@ -25,7 +25,7 @@ type live interface {
 
 // Read reads content.
 func (r *rawFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	q, status := r.begin(in.NodeId, askContent)
+	q, status := r.beginRead(in)
 	if !status.Ok() {
 		return nil, status
 	}

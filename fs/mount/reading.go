@@ -36,13 +36,37 @@ type ask uint8
 const (
 	askNothing ask = iota
 	askAttrs
-	askContent
 	askList
 	askNames // names are looked up, of which each may or may not be changing: see lookup
 )
 
 // begin starts a request that reads a node. Unless the status says that it is refused, end ends it.
 func (r *rawFS) begin(number uint64, what ask) (*reading, fuse.Status) {
+	q, status := r.beginNode(number)
+	if status.Ok() && q.show == showCurrent {
+		if q.turn != nil {
+			q.turn.begin(q, what)
+		}
+		q.tree = r.v.Current()
+	}
+	return q, status
+}
+
+// beginRead is begin for a READ.
+func (r *rawFS) beginRead(in *fuse.ReadIn) (*reading, fuse.Status) {
+	q, status := r.beginNode(in.NodeId)
+	if status.Ok() && q.show == showCurrent {
+		if q.turn != nil {
+			q.turn.beginContent(q.id, itsContent, partOf(in))
+		}
+		q.tree = r.v.Current()
+	}
+	return q, status
+}
+
+// beginNode is begin without a tree for an ordinary node: that is to be taken after waiting for what may not be
+// answered at the moment.
+func (r *rawFS) beginNode(number uint64) (*reading, fuse.Status) {
 	n, _, ok := r.t.get(number)
 	if !ok {
 		return nil, fuse.Status(unix.ESTALE)
@@ -57,18 +81,10 @@ func (r *rawFS) begin(number uint64, what ask) (*reading, fuse.Status) {
 	q.r, q.node, q.number, q.tree = r, n, number, tree
 	q.turn, q.counted, q.passing = nil, false, false
 	if n.show == showCurrent {
-		q.beginCurrent(what)
+		q.phase = r.s.readers.enter()
+		q.turn = r.s.turn.Load()
 	}
 	return q, fuse.OK
-}
-
-// beginCurrent takes what readers see now, after waiting for what may not be answered at the moment.
-func (q *reading) beginCurrent(what ask) {
-	q.phase = q.r.s.readers.enter()
-	if q.turn = q.r.s.turn.Load(); q.turn != nil {
-		q.turn.begin(q, what)
-	}
-	q.tree = q.r.v.Current()
 }
 
 // end ends the request.

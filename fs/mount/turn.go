@@ -26,7 +26,7 @@ import (
 //  4. Attributes: answers with the attributes of anything that differs wait from here on. The kernel is told of
 //     those that were marked, so that it drops answers that are on their way.
 //  5. Content: a file that was not marked while the kernel was told of it is closed: READs wait, and hold locks
-//     of the pages of closed files alone. What is waiting was asked after the kernel was last told of the file, so
+//     of the pages of closed files alone. One that is read without a pause is sifted. What is waiting was asked after the kernel was last told of the file, so
 //     an answer that ends early, because the file is shorter now, sets the size that the kernel knows.
 //  6. When nothing is marked, the tree is changed, and all that waits is answered from the new one. What differed
 //     stays passing for a moment: the kernel takes the attributes for valid just before it has noted the size, so
@@ -92,6 +92,7 @@ const (
 type mark struct {
 	what   what
 	closed bool // requests for the content wait
+	sifted sifted
 }
 
 // collect learns what differs.
@@ -157,10 +158,8 @@ func (t *transition) begin(q *reading, a ask) {
 	case askAttrs:
 		for t.beginFound(q, q.id) {
 		}
-	case askContent:
-		t.beginContent(q.id, itsContent)
 	case askList:
-		t.beginContent(q.id, itsNames)
+		t.beginContent(q.id, itsNames, part{})
 	}
 }
 
@@ -196,15 +195,20 @@ func (t *transition) ended() {
 	t.wake.Broadcast()
 }
 
-// beginContent notes a READ, or a request that lists a directory.
-func (t *transition) beginContent(id journal.Ident, w what) {
+// beginContent notes a READ of a part of a file, or a request that lists a directory.
+func (t *transition) beginContent(id journal.Ident, w what, p part) {
 	if !t.differsIn(id, w) {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.closed(id, w) {
-		t.wake.Wait()
+		m := t.marks[id]
+		if m != nil && m.sifted.lets(p) {
+			m.sifted.stale = m.sifted.stale.Add(p.Extent)
+			return
+		}
+		m.await(&t.wake, p)
 	}
 	if t.stage != stageOver {
 		t.mark(id, w)
@@ -301,7 +305,7 @@ func (t *transition) reopen() {
 		t.stage = stageOpen
 	}
 	for _, m := range t.marks {
-		m.closed = false
+		m.closed, m.sifted.stale = false, nil
 	}
 	t.wake.Broadcast()
 }
@@ -434,12 +438,16 @@ func (s *Server) attempt(t *transition, swap func()) bool {
 
 // close closes inodes until nothing is marked.
 func (s *Server) close(t *transition, w what, done func()) bool {
-	for {
+	for tries := 0; ; tries++ {
 		list, ok := t.next(w, done)
 		if !ok || len(list) == 0 {
 			return ok
 		}
 		for id := range list {
+			if w == itsContent && tries >= rounds && !s.shrinks(id) {
+				s.sift(t, id)
+				continue
+			}
 			s.tell(t, id, w)
 			t.close(id, w)
 		}
