@@ -3,35 +3,62 @@ package mount
 import (
 	"bytes"
 	"encoding/binary"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"tandemfs/fs/sys"
 	"tandemfs/fs/volume"
+	"tandemfs/journal"
 )
+
+// afterEnd is how long a READ that begins behind the end of a file waits. The kernel sends one only when it takes
+// the file to be longer than it is now. The READ that the end is in tells it the right size, but not after one
+// behind that told it another.
+const afterEnd = time.Millisecond
+
+// live is the volume as it is, among the trees that a request may read.
+type live interface {
+	Content(journal.Ident) (volume.Content, error)
+}
 
 // Read reads content.
 func (r *rawFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	id, status := r.ident(in.NodeId)
+	q, status := r.beginRead(in)
 	if !status.Ok() {
 		return nil, status
 	}
-	size := min(len(buf), int(in.Size))
-	if size < spliceFrom {
-		n, err := r.v.Read(id, buf[:size], int64(in.Offset))
-		if err != nil {
-			return nil, r.status(err)
-		}
-		// A vector is written as it is. go-fuse tries to splice all other results first, which takes
-		// four system calls to fail for one that has no descriptor.
-		return fuse.ReadResultVector([][]byte{buf[:n]}), fuse.OK
+	if q.show == showSnapshots {
+		q.end()
+		return nil, fuse.EISDIR
 	}
-	c, err := r.v.Content(id)
+	size := min(len(buf), int(in.Size))
+	if tree, ok := q.tree.(live); ok && size >= spliceFrom {
+		return q.splice(tree, int64(in.Offset), size)
+	}
+	defer q.end()
+	n, err := q.tree.Read(q.id, buf[:size], int64(in.Offset))
 	if err != nil {
 		return nil, r.status(err)
 	}
-	return &spliced{content: c, off: int64(in.Offset), size: size}, fuse.OK
+	if n == 0 {
+		time.Sleep(afterEnd)
+	}
+	// A vector is written as it is. go-fuse tries to splice all other results first, which takes
+	// four system calls to fail for one that has no descriptor.
+	return fuse.ReadResultVector([][]byte{buf[:n]}), fuse.OK
+}
+
+// splice answers with the pages of the backing file. Those of a view must be copied: pages are handed over by
+// reference, and what is written to them later would show.
+func (q *reading) splice(tree live, off int64, size int) (fuse.ReadResult, fuse.Status) {
+	c, err := tree.Content(q.id)
+	if err != nil {
+		defer q.end()
+		return nil, q.r.status(err)
+	}
+	return &spliced{reading: q, content: c, off: off, size: size}, fuse.OK
 }
 
 // spliceFrom is the size from which moving pages through a pipe is quicker than copying them twice.
@@ -39,6 +66,7 @@ const spliceFrom = 32 << 10
 
 // spliced is a part of a file that go-fuse moves from the backing file to the kernel by splice(2).
 type spliced struct {
+	reading *reading
 	content volume.Content
 	off     int64
 	size    int
@@ -58,12 +86,15 @@ func (s *spliced) Bytes(buf []byte) ([]byte, fuse.Status) {
 // Size is how much was asked for; a file may end before.
 func (s *spliced) Size() int { return s.size }
 
-// Done ends it.
-func (s *spliced) Done() { s.content.Close() }
+// Done ends it, and with it the request.
+func (s *spliced) Done() {
+	s.content.Close()
+	s.reading.end()
+}
 
 // Writev writes content.
 func (r *rawFS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
-	id, status := r.ident(in.NodeId)
+	id, status := r.writable(in.NodeId)
 	if !status.Ok() {
 		return 0, status
 	}
@@ -73,11 +104,14 @@ func (r *rawFS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint
 
 // CopyFileRange copies inside the backing filesystem, which may share the blocks.
 func (r *rawFS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	from, status := r.ident(in.NodeId)
+	from, status := r.writable(in.NodeId)
+	if status == fuse.EROFS {
+		return 0, fuse.EXDEV // what a snapshot shows is copied by the kernel, with READ and WRITE
+	}
 	if !status.Ok() {
 		return 0, status
 	}
-	to, status := r.ident(in.NodeIdOut)
+	to, status := r.writable(in.NodeIdOut)
 	if !status.Ok() {
 		return 0, status
 	}
@@ -88,7 +122,7 @@ func (r *rawFS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint
 
 // Fallocate allocates, punches or zeroes a range.
 func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	id, status := r.writable(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -98,11 +132,15 @@ func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 
 // Lseek finds data and holes.
 func (r *rawFS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	q, status := r.begin(in.NodeId, askNothing)
 	if !status.Ok() {
 		return status
 	}
-	off, err := r.v.Seek(id, int64(in.Offset), int(in.Whence))
+	defer q.end()
+	if q.show == showSnapshots {
+		return fuse.EINVAL
+	}
+	off, err := q.tree.Seek(q.id, int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
 	return r.status(err)
 }
@@ -117,7 +155,10 @@ func (r *rawFS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return 
 func (r *rawFS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return r.fsync(in, true) }
 
 func (r *rawFS) fsync(in *fuse.FsyncIn, dir bool) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	id, status := r.writable(in.NodeId)
+	if status == fuse.EROFS {
+		return fuse.OK // a snapshot is durable
+	}
 	if !status.Ok() {
 		return status
 	}
@@ -126,57 +167,78 @@ func (r *rawFS) fsync(in *fuse.FsyncIn, dir bool) fuse.Status {
 
 // ReadDir lists names.
 func (r *rawFS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	dir, status := r.ident(in.NodeId)
+	q, status := r.begin(in.NodeId, askList)
 	if !status.Ok() {
 		return status
 	}
-	return r.status(r.v.ReadDir(dir, int64(in.Offset), int(in.Size), func(e *sys.Dirent) bool {
-		return out.AddDirEntry(dirEntry(e))
+	defer q.end()
+	return r.status(q.list(int64(in.Offset), int(in.Size), func(e *sys.Dirent) bool {
+		return out.AddDirEntry(q.dirEntry(e))
 	}))
 }
 
 // ReadDirPlus lists names together with what they stand for.
 func (r *rawFS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	dir, status := r.ident(in.NodeId)
+	q, status := r.begin(in.NodeId, askList)
 	if !status.Ok() {
 		return status
 	}
-	var n volume.Inode
+	defer q.end()
 	// With its attributes an entry is four times as large in the answer as it is here, or more.
-	return r.status(r.v.ReadDir(dir, int64(in.Offset), int(in.Size)/4, func(e *sys.Dirent) bool {
-		entry := out.AddDirLookupEntry(dirEntry(e))
+	return r.status(q.list(int64(in.Offset), int(in.Size)/4, func(e *sys.Dirent) bool {
+		entry := out.AddDirLookupEntry(q.dirEntry(e))
 		if entry == nil {
 			return false
 		}
-		// A name that is gone by now is listed without its inode: the kernel looks it up itself.
-		if !e.IsDot() && r.v.Lookup(dir, string(e.Name), &n) == nil {
-			r.entry(&n, entry)
-		}
+		q.plus(e, entry)
 		return true
 	}))
 }
 
-func dirEntry(e *sys.Dirent) fuse.DirEntry {
-	return fuse.DirEntry{Name: string(e.Name), Ino: e.Ino, Off: uint64(e.Off), Mode: uint32(e.Type) << 12}
+// plus answers with the inode of a listed name. A name that is gone by now, or that is about to stand for
+// something else, is listed without its inode: the kernel looks it up itself.
+func (q *reading) plus(e *sys.Dirent, out *fuse.EntryOut) {
+	if e.IsDot() || q.show == showSnapshots {
+		return
+	}
+	name := string(e.Name)
+	if q.turn != nil && q.turn.renames(q.id, name) || q.tree.Lookup(q.id, name, &q.inode) != nil {
+		return
+	}
+	if q.turn == nil || !q.turn.changes(q.inode.ID) {
+		q.entry(name, out)
+	}
+}
+
+func (q *reading) dirEntry(e *sys.Dirent) fuse.DirEntry {
+	return fuse.DirEntry{Name: string(e.Name), Ino: q.ino(e.Ino), Off: uint64(e.Off), Mode: uint32(e.Type) << 12}
 }
 
 // GetXAttr reads an extended attribute.
 func (r *rawFS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	id, status := r.ident(h.NodeId)
+	q, status := r.begin(h.NodeId, askAttrs)
 	if !status.Ok() {
 		return 0, status
 	}
-	n, err := r.v.GetXattr(id, name, dest)
+	defer q.end()
+	if q.show == showSnapshots {
+		return 0, fuse.ENOATTR
+	}
+	n, err := q.tree.GetXattr(q.id, name, dest)
 	return uint32(n), r.status(err)
 }
 
 // ListXAttr lists extended attributes.
 func (r *rawFS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	id, status := r.ident(h.NodeId)
+	q, status := r.begin(h.NodeId, askNothing)
 	if !status.Ok() {
 		return 0, status
 	}
-	n, err := r.v.ListXattr(id, dest)
+	defer q.end()
+	if q.show == showSnapshots {
+		return 0, fuse.OK
+	}
+	n, err := q.tree.ListXattr(q.id, dest)
 	if err == nil && len(dest) > 0 && h.Uid != 0 {
 		n = hideTrusted(dest[:n])
 	}
@@ -197,7 +259,7 @@ func hideTrusted(list []byte) int {
 
 // SetXAttr sets an extended attribute.
 func (r *rawFS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	id, status := r.writable(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -207,7 +269,7 @@ func (r *rawFS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, va
 
 // RemoveXAttr removes an extended attribute.
 func (r *rawFS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	id, status := r.ident(h.NodeId)
+	id, status := r.writable(h.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -223,20 +285,20 @@ const (
 
 // Ioctl passes the known ones to the volume.
 func (r *rawFS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, out *fuse.IoctlOut, outbuf []byte) fuse.Status {
-	id, kind, ok := r.t.get(in.NodeId)
+	n, kind, ok := r.t.get(in.NodeId)
 	if !ok {
 		return fuse.Status(unix.ESTALE)
 	}
-	if kind != unix.S_IFREG && kind != unix.S_IFDIR {
+	if n.show != showCurrent || kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return fuse.Status(unix.ENOTTY)
 	}
 	switch {
 	case in.Cmd == iocGetFlags && len(outbuf) >= 4:
-		flags, err := r.v.Flags(id, kind == unix.S_IFDIR)
+		flags, err := r.v.Flags(n.id, kind == unix.S_IFDIR)
 		binary.NativeEndian.PutUint32(outbuf, flags)
 		return r.status(err)
 	case in.Cmd == iocSetFlags && len(inbuf) >= 4:
-		return r.status(r.v.SetFlags(id, kind == unix.S_IFDIR, binary.NativeEndian.Uint32(inbuf)))
+		return r.status(r.v.SetFlags(n.id, kind == unix.S_IFDIR, binary.NativeEndian.Uint32(inbuf)))
 	}
 	return fuse.Status(unix.ENOTTY)
 }

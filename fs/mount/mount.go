@@ -1,7 +1,11 @@
 // Package mount serves a volume to the kernel through FUSE's raw protocol. It guarantees that every
 // change a program makes reaches the volume as one operation when it is made (write-through), that the
-// kernel caches names, absence, attributes and content for as long as it likes and is told when a transfer
-// changes them, and that nothing but known, harmless ioctls reaches the backing files.
+// kernel caches names, absence, attributes and content for as long as it likes, that nothing but known, harmless
+// ioctls reaches the backing files, and that the volume can show its readers another state of it at once: after
+// anybody saw something of the new state, nobody who begins an operation later sees something of the old one,
+// whatever the kernel had cached (Turn).
+//
+// Every directory shows what it was at each snapshot of the volume below the name volume.SnapshotDir, read-only.
 //
 // OPEN and OPENDIR are answered ENOSYS once, so that the kernel sends no more of them, nor RELEASE or
 // FLUSH: opening a file that is known costs no message.
@@ -15,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -32,7 +37,9 @@ type Options struct {
 	NoSuid bool // set-id programs on the mount get no rights
 	NoDev  bool // device nodes on the mount do nothing
 	Debug  bool // log every request
-	Logger *slog.Logger
+	// ShowSnapshots lists volume.SnapshotDir in the root. It can be reached by its name in any case.
+	ShowSnapshots bool
+	Logger        *slog.Logger
 }
 
 // Server is a mounted volume.
@@ -43,6 +50,11 @@ type Server struct {
 	fuse       *fuse.Server
 	table      *table
 	done       chan struct{}
+
+	readers       readers
+	turn          atomic.Pointer[transition] // the one under way
+	shown         shownSnapshots
+	showSnapshots bool
 
 	flagMu sync.Mutex // held while the mount's flags change
 	flags  uintptr
@@ -72,6 +84,7 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 		log:   o.Logger.With("volume", v.Name(), "mount", mountpoint),
 		table: newTable(v.Root(), uint32(root.Stat.Mode)&unix.S_IFMT),
 		flags: mountFlags(o, v.ReadOnly()),
+		shown: shownSnapshots{byName: map[string]*shown{}}, showSnapshots: o.ShowSnapshots,
 	}
 	server, err := fuse.NewServer(&rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), s: s, v: v, t: s.table},
 		mountpoint, s.fuseOptions(o))
@@ -82,6 +95,7 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 	go func() {
 		server.Serve()
 		v.KernelGone(s)
+		s.closeSnapshots()
 		close(s.done)
 	}()
 	if err := server.WaitMount(); err != nil {
@@ -227,31 +241,13 @@ func (s *Server) awaitFlushed() {
 
 // Refers is volume.Kernel's.
 func (s *Server) Refers(id journal.Ident) bool {
-	_, ok := s.table.node(id)
+	_, ok := s.table.number(id)
 	return ok
 }
 
-// InodeChanged is volume.Kernel's. An inode that the kernel does not know needs nothing.
-func (s *Server) InodeChanged(id journal.Ident, content bool) {
-	node, ok := s.table.node(id)
-	if !ok {
-		return
-	}
-	off := int64(-1) // attributes only
-	if content {
-		off = 0
-	}
-	s.notified(s.fuse.InodeNotify(node, off, 0), "inode", id)
-}
-
-// NameChanged is volume.Kernel's.
-func (s *Server) NameChanged(dir journal.Ident, name string) {
-	node, ok := s.table.node(dir)
-	if !ok {
-		return
-	}
-	s.notified(s.fuse.EntryNotify(node, name), "name", dir)
-	s.notified(s.fuse.InodeNotify(node, 0, 0), "directory", dir) // its cached entries
+// Where is volume.Kernel's.
+func (s *Server) Where(id journal.Ident) (dir journal.Ident, name string, ok bool) {
+	return s.table.where(id)
 }
 
 func (s *Server) notified(status fuse.Status, what string, id journal.Ident) {

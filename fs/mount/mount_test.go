@@ -22,6 +22,11 @@ import (
 // mounted protects a new directory and mounts it elsewhere; both are gone when the test ends.
 func mounted(t *testing.T) (mnt, dir string, v *volume.Volume) {
 	t.Helper()
+	return mountedWith(t, Options{})
+}
+
+func mountedWith(t *testing.T, o Options) (mnt, dir string, v *volume.Volume) {
+	t.Helper()
 	old := unix.Umask(0)
 	t.Cleanup(func() { unix.Umask(old) })
 	base := t.TempDir()
@@ -35,7 +40,7 @@ func mounted(t *testing.T) (mnt, dir string, v *volume.Volume) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Mount(v, mnt, Options{})
+	s, err := Mount(v, mnt, o)
 	if err != nil {
 		v.Close()
 		t.Fatal(err)
@@ -290,6 +295,14 @@ const mapsFile = "TANDEMFS_TEST_MAPS_FILE"
 func TestMain(m *testing.M) {
 	if path := os.Getenv(mapsFile); path != "" {
 		writeThroughMap(path)
+		return
+	}
+	if path := os.Getenv(probedMount); path != "" {
+		probe(path, os.Getenv(probedShared))
+		return
+	}
+	if path := os.Getenv(hammeredFile); path != "" {
+		hammer(path)
 		return
 	}
 	os.Exit(m.Run())

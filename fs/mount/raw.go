@@ -43,13 +43,17 @@ func (r *rawFS) status(err error) fuse.Status {
 	return fuse.EIO
 }
 
-// ident gives the identity behind a node number.
-func (r *rawFS) ident(node uint64) (journal.Ident, fuse.Status) {
-	id, _, ok := r.t.get(node)
-	if !ok {
-		return id, fuse.Status(unix.ESTALE)
+// writable gives the identity behind a number, for a request that changes it. What snapshots show is never
+// changed.
+func (r *rawFS) writable(number uint64) (journal.Ident, fuse.Status) {
+	n, _, ok := r.t.get(number)
+	switch {
+	case !ok:
+		return n.id, fuse.Status(unix.ESTALE)
+	case n.show != showCurrent:
+		return n.id, fuse.EROFS
 	}
-	return id, fuse.OK
+	return n.id, fuse.OK
 }
 
 func caller(h *fuse.InHeader, umask uint32) volume.Caller {
@@ -71,66 +75,60 @@ func fillAttr(st *unix.Statx_t, out *fuse.Attr) {
 	out.Blksize = st.Blksize
 }
 
-// entry answers with an inode, and counts the reference that the kernel takes by that.
-func (r *rawFS) entry(n *volume.Inode, out *fuse.EntryOut) {
-	out.NodeId, out.Generation = r.t.refer(n.ID, uint32(n.Stat.Mode)&unix.S_IFMT)
-	out.SetEntryTimeout(forever)
-	out.SetAttrTimeout(forever)
-	fillAttr(&n.Stat, &out.Attr)
-}
-
 // Lookup finds a name; that there is none is remembered by the kernel too.
 func (r *rawFS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	dir, status := r.ident(h.NodeId)
+	q, status := r.begin(h.NodeId, askNames)
 	if !status.Ok() {
 		return status
 	}
-	var n volume.Inode
-	err := r.v.Lookup(dir, name, &n)
+	defer q.end()
+	if q.show == showSnapshots {
+		return q.lookupSnapshot(name, out)
+	}
+	err := q.lookup(name)
 	if err == unix.ENOENT {
-		out.SetEntryTimeout(forever) // node 0: absence
-		return fuse.OK
+		return q.absent(name, out)
 	}
 	if err == nil {
-		r.entry(&n, out)
+		q.entry(name, out)
 	}
 	return r.status(err)
 }
 
 // Forget takes back references that the kernel dropped.
-func (r *rawFS) Forget(node, lookups uint64) {
-	if id, last := r.t.forget(node, lookups); last {
-		r.v.Forget(id)
+func (r *rawFS) Forget(number, lookups uint64) {
+	if n, last := r.t.forget(number, lookups); last && n.show == showCurrent {
+		r.v.Forget(n.id)
 	}
 }
 
 // GetAttr reads attributes.
 func (r *rawFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	q, status := r.begin(in.NodeId, askAttrs)
 	if !status.Ok() {
 		return status
 	}
-	var n volume.Inode
-	err := r.v.Stat(id, &n)
+	defer q.end()
+	err := q.stat()
 	if err == nil {
-		out.SetTimeout(forever)
-		fillAttr(&n.Stat, &out.Attr)
+		out.SetTimeout(q.attrTimeout())
+		fillAttr(&q.inode.Stat, &out.Attr)
 	}
 	return r.status(err)
 }
 
 // Statx reads attributes and the time of birth.
 func (r *rawFS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	q, status := r.begin(in.NodeId, askAttrs)
 	if !status.Ok() {
 		return status
 	}
-	var n volume.Inode
-	if err := r.v.Stat(id, &n); err != nil {
+	defer q.end()
+	if err := q.stat(); err != nil {
 		return r.status(err)
 	}
-	st := &n.Stat
-	out.SetTimeout(forever)
+	st := &q.inode.Stat
+	out.SetTimeout(q.attrTimeout())
 	out.Statx = fuse.Statx{
 		Mask: st.Mask, Blksize: st.Blksize, Attributes: st.Attributes, AttributesMask: st.Attributes_mask,
 		Nlink: st.Nlink, Uid: st.Uid, Gid: st.Gid, Mode: st.Mode, Ino: st.Ino, Size: st.Size, Blocks: st.Blocks,
@@ -144,7 +142,7 @@ func stamp(t unix.StatxTimestamp) fuse.SxTime { return fuse.SxTime{Sec: uint64(t
 
 // SetAttr changes attributes.
 func (r *rawFS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	id, status := r.ident(in.NodeId)
+	id, status := r.writable(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
@@ -199,7 +197,7 @@ func setTime(valid, set, now uint32, sec uint64, nsec uint32) journal.Time {
 
 // Mknod makes a file, FIFO, socket or device.
 func (r *rawFS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	return r.made(in.NodeId, out, func(dir journal.Ident, n *volume.Inode) error {
+	return r.made(in.NodeId, name, out, func(dir journal.Ident, n *volume.Inode) error {
 		if in.Mode&unix.S_IFMT == unix.S_IFREG {
 			return r.v.CreateFile(dir, name, in.Mode&0o7777, caller(&in.InHeader, in.Umask), n)
 		}
@@ -211,40 +209,53 @@ func (r *rawFS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fus
 
 // Mkdir makes a directory.
 func (r *rawFS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return r.made(in.NodeId, out, func(dir journal.Ident, n *volume.Inode) error {
+	return r.made(in.NodeId, name, out, func(dir journal.Ident, n *volume.Inode) error {
 		return r.v.Mkdir(dir, name, in.Mode&0o7777, caller(&in.InHeader, in.Umask), n)
 	})
 }
 
 // Symlink makes a symbolic link.
 func (r *rawFS) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	return r.made(h.NodeId, out, func(dir journal.Ident, n *volume.Inode) error {
+	return r.made(h.NodeId, name, out, func(dir journal.Ident, n *volume.Inode) error {
 		return r.v.Symlink(dir, name, target, caller(h, 0), n)
 	})
 }
 
 // Link gives an inode another name.
 func (r *rawFS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	id, status := r.ident(in.Oldnodeid)
+	id, status := r.writable(in.Oldnodeid)
+	if status == fuse.EROFS {
+		return fuse.EXDEV
+	}
 	if !status.Ok() {
 		return status
 	}
-	return r.made(in.NodeId, out, func(dir journal.Ident, n *volume.Inode) error {
+	return r.made(in.NodeId, name, out, func(dir journal.Ident, n *volume.Inode) error {
 		return r.v.Link(id, dir, name, n)
 	})
 }
 
-func (r *rawFS) made(node uint64, out *fuse.EntryOut, call func(journal.Ident, *volume.Inode) error) fuse.Status {
-	dir, status := r.ident(node)
+// made answers a request that makes a name, or with "" an inode without one.
+func (r *rawFS) made(number uint64, name string, out *fuse.EntryOut, call func(journal.Ident, *volume.Inode) error) fuse.Status {
+	dir, status := r.writable(number)
 	if !status.Ok() {
 		return status
 	}
-	var n volume.Inode
-	err := call(dir, &n)
-	if err == nil {
-		r.entry(&n, out)
+	if r.reserved(dir, name) {
+		return fuse.Status(unix.EEXIST)
 	}
-	return r.status(err)
+	var n volume.Inode
+	if err := call(dir, &n); err != nil {
+		return r.status(err)
+	}
+	if name == "" {
+		number = 0
+	}
+	out.NodeId, out.Generation = r.t.refer(ordinary(n.ID), uint32(n.Stat.Mode)&unix.S_IFMT, number, name)
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+	fillAttr(&n.Stat, &out.Attr)
+	return fuse.OK
 }
 
 // Create is not offered: the kernel sends MKNOD instead, and then opens the file without a message. That
@@ -255,7 +266,7 @@ func (r *rawFS) Create(<-chan struct{}, *fuse.CreateIn, string, *fuse.CreateOut)
 
 // Tmpfile makes a file without a name.
 func (r *rawFS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	return r.made(in.NodeId, &out.EntryOut, func(dir journal.Ident, n *volume.Inode) error {
+	return r.made(in.NodeId, "", &out.EntryOut, func(dir journal.Ident, n *volume.Inode) error {
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 		return r.v.Tmpfile(dir, in.Mode&0o7777, caller(&in.InHeader, in.Umask), n)
 	})
@@ -263,42 +274,67 @@ func (r *rawFS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOu
 
 // Unlink removes a name.
 func (r *rawFS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	dir, status := r.ident(h.NodeId)
-	if !status.Ok() {
-		return status
-	}
-	return r.status(r.v.Unlink(dir, name))
+	return r.remove(h.NodeId, name, r.v.Unlink)
 }
 
 // Rmdir removes a directory.
 func (r *rawFS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	dir, status := r.ident(h.NodeId)
+	return r.remove(h.NodeId, name, r.v.Rmdir)
+}
+
+func (r *rawFS) remove(number uint64, name string, call func(journal.Ident, string) error) fuse.Status {
+	dir, status := r.writable(number)
 	if !status.Ok() {
 		return status
 	}
-	return r.status(r.v.Rmdir(dir, name))
+	if r.reserved(dir, name) {
+		return fuse.EBUSY
+	}
+	return r.status(call(dir, name))
 }
 
 // Rename moves a name, or exchanges two.
 func (r *rawFS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
-	from, status := r.ident(in.NodeId)
+	from, status := r.writable(in.NodeId)
 	if !status.Ok() {
 		return status
 	}
-	to, status := r.ident(in.Newdir)
+	to, status := r.writable(in.Newdir)
 	if !status.Ok() {
 		return status
 	}
-	return r.status(r.v.Rename(from, oldName, to, newName, uint(in.Flags)))
+	if r.reserved(from, oldName) || r.reserved(to, newName) {
+		return fuse.EBUSY
+	}
+	err := r.v.Rename(from, oldName, to, newName, uint(in.Flags))
+	if err == nil {
+		r.moved(to, in.Newdir, newName)
+	}
+	if err == nil && in.Flags&unix.RENAME_EXCHANGE != 0 {
+		r.moved(from, in.NodeId, oldName)
+	}
+	return r.status(err)
+}
+
+// moved notes what a name stands for now. The kernel, having moved the name itself, will not look it up.
+func (r *rawFS) moved(dir journal.Ident, number uint64, name string) {
+	var n volume.Inode
+	if r.v.Lookup(dir, name, &n) == nil {
+		r.t.moved(n.ID, number, name)
+	}
 }
 
 // Readlink reads a symbolic link.
 func (r *rawFS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
-	id, status := r.ident(h.NodeId)
+	q, status := r.begin(h.NodeId, askNothing)
 	if !status.Ok() {
 		return nil, status
 	}
-	target, err := r.v.Readlink(id)
+	defer q.end()
+	if q.show == showSnapshots {
+		return nil, fuse.EINVAL
+	}
+	target, err := q.tree.Readlink(q.id)
 	return []byte(target), r.status(err)
 }
 

@@ -73,6 +73,16 @@ func checkSnapshotName(name string) error {
 // volume whose readers see a published seal it is that one that is kept. fs.ErrExist: the name is taken;
 // fs.ErrInvalid: it cannot be a name.
 func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error) {
+	s, err := v.createSnapshot(name, expires)
+	if err == nil {
+		v.mounted().SnapshotsChanged(s.Name)
+	}
+	return s, err
+}
+
+// createSnapshot is CreateSnapshot without telling the mount, which may wait for requests that list snapshots
+// and so must not be told with their mu held.
+func (v *Volume) createSnapshot(name string, expires time.Time) (Snapshot, error) {
 	v.snapshots.mu.Lock()
 	defer v.snapshots.mu.Unlock()
 	if name == "" {
@@ -105,7 +115,6 @@ func (v *Volume) createSnapshot(name string, expires time.Time) (Snapshot, error
 		return Snapshot{}, errors.Join(err, view.Close())
 	}
 	v.snapshots.byName[name] = &openSnapshot{s, view}
-	v.mounted().SnapshotsChanged(name)
 	return s, nil
 }
 
@@ -192,18 +201,27 @@ func (v *Volume) OpenSnapshot(name string) (Snapshot, *View, error) {
 
 // DeleteSnapshot lets go of a snapshot; what it alone held is freed in the background.
 func (v *Volume) DeleteSnapshot(name string) error {
+	view, err := v.forgetSnapshot(name)
+	if err != nil {
+		return err
+	}
+	v.mounted().SnapshotsChanged(name)
+	return view.Close()
+}
+
+// forgetSnapshot takes a snapshot out of the list and gives its view.
+func (v *Volume) forgetSnapshot(name string) (*View, error) {
 	v.snapshots.mu.Lock()
 	defer v.snapshots.mu.Unlock()
 	s, err := v.find(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := v.journal.SetState(snapshotKey(name), nil); err != nil {
-		return err
+		return nil, err
 	}
 	delete(v.snapshots.byName, name)
-	v.mounted().SnapshotsChanged(name)
-	return s.view.Close()
+	return s.view, nil
 }
 
 // SetSnapshotExpiry says when a snapshot may be deleted; zero: never.
