@@ -81,7 +81,7 @@ func (s system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is not a volume of this backend", v)
 	}
-	server, err := mount.Mount(open.Volume, at, mount.Options{NoSuid: o.NoSuid, NoDev: o.NoDev, Logger: s.log})
+	server, err := mount.Mount(open.Volume, at, mount.Options{NoSuid: o.NoSuid, NoDev: o.NoDev, ShowSnapshots: o.ShowSnapshots, Logger: s.log})
 	if err != nil {
 		return nil, err
 	}

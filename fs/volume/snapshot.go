@@ -73,48 +73,51 @@ func checkSnapshotName(name string) error {
 // volume whose readers see a published seal it is that one that is kept. fs.ErrExist: the name is taken;
 // fs.ErrInvalid: it cannot be a name.
 func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error) {
-	s, err := v.createSnapshot(name, expires)
+	return v.newSnapshot(expires, func() (string, error) {
+		if name == "" {
+			return v.freeName(""), nil
+		}
+		if err := checkSnapshotName(name); err != nil {
+			return "", err
+		}
+		if v.snapshots.byName[name] != nil {
+			return "", fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrExist)
+		}
+		return name, nil
+	})
+}
+
+// snapshotBefore takes the snapshot that a change of many files can be undone with.
+func (v *Volume) snapshotBefore(what string) (Snapshot, error) {
+	return v.newSnapshot(time.Time{}, func() (string, error) { return v.freeName("before-" + what + "_"), nil })
+}
+
+// newSnapshot takes a snapshot. The mount, which may wait for requests that list snapshots, is told without
+// their mu.
+func (v *Volume) newSnapshot(expires time.Time, name func() (string, error)) (Snapshot, error) {
+	s, err := v.takeSnapshot(expires, name)
 	if err == nil {
 		v.mounted().SnapshotsChanged(s.Name)
 	}
 	return s, err
 }
 
-// createSnapshot is CreateSnapshot without telling the mount, which may wait for requests that list snapshots
-// and so must not be told with their mu held.
-func (v *Volume) createSnapshot(name string, expires time.Time) (Snapshot, error) {
+// takeSnapshot calls name with the snapshots' mu held.
+func (v *Volume) takeSnapshot(expires time.Time, name func() (string, error)) (s Snapshot, err error) {
 	v.snapshots.mu.Lock()
 	defer v.snapshots.mu.Unlock()
-	if name == "" {
-		return v.createSnapshot(v.freeName(""), expires)
+	if s.Name, err = name(); err != nil {
+		return s, err
 	}
-	if err := checkSnapshotName(name); err != nil {
-		return Snapshot{}, err
-	}
-	if v.snapshots.byName[name] != nil {
-		return Snapshot{}, fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrExist)
-	}
-	return v.createSnapshot(name, expires)
-}
-
-// snapshotBefore takes the snapshot that a change of many files can be undone with.
-func (v *Volume) snapshotBefore(what string) (Snapshot, error) {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
-	return v.createSnapshot(v.freeName("before-"+what+"_"), time.Time{})
-}
-
-// createSnapshot is for a name that is free. Called with the snapshots' mu held.
-func (v *Volume) createSnapshot(name string, expires time.Time) (Snapshot, error) {
 	view, err := v.sealForSnapshot()
 	if err != nil {
-		return Snapshot{}, err
+		return s, err
 	}
-	s := Snapshot{Name: name, Epoch: view.epoch, Created: time.Now().UTC(), Expires: expires}
+	s.Epoch, s.Created, s.Expires = view.epoch, time.Now().UTC(), expires
 	if err := v.saveSnapshot(s); err != nil {
-		return Snapshot{}, errors.Join(err, view.Close())
+		return s, errors.Join(err, view.Close())
 	}
-	v.snapshots.byName[name] = &openSnapshot{s, view}
+	v.snapshots.byName[s.Name] = &openSnapshot{s, view}
 	return s, nil
 }
 
