@@ -199,10 +199,16 @@ func empty(t *testing.T, dir string) {
 	}
 }
 
-// descriptors lists a daemon's open files, after the kernel was asked to forget what it caches. Left out
-// are those of journals, of which there are more the more there is to keep, and pipes, of which a FUSE
-// server keeps some for large replies.
+// descriptors lists a daemon's open files, without those of journals, of which there are more the more there
+// is to keep, and of what is kept for transfers.
 func descriptors(t *testing.T, n *lab.Node) []string {
+	t.Helper()
+	return openFiles(t, n, tree.StateDir)
+}
+
+// openFiles lists a daemon's open files but those below a directory, after the kernel was asked to forget what
+// it caches. Pipes are left out too: a FUSE server keeps some for large replies.
+func openFiles(t *testing.T, n *lab.Node, leftOut string) []string {
 	t.Helper()
 	check(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0))
 	dir := fmt.Sprintf("/proc/%d/fd", n.PID())
@@ -211,7 +217,7 @@ func descriptors(t *testing.T, n *lab.Node) []string {
 	var open []string
 	for _, fd := range fds {
 		to, err := os.Readlink(filepath.Join(dir, fd.Name()))
-		if err == nil && !strings.Contains(to, "/"+tree.StateDir+"/journal/") && !strings.HasPrefix(to, "pipe:") {
+		if err == nil && !strings.Contains(to, "/"+leftOut+"/") && !strings.HasPrefix(to, "pipe:") {
 			open = append(open, to)
 		}
 	}
