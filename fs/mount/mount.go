@@ -53,6 +53,7 @@ type Server struct {
 
 	readers       readers
 	turn          atomic.Pointer[transition] // the one under way
+	telling       sync.Mutex                 // held while a turn or what is left of one tells the kernel
 	shown         shownSnapshots
 	showSnapshots bool
 

@@ -8,7 +8,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"tandemfs/fs/volume"
 	"tandemfs/journal"
 )
 
@@ -107,10 +106,8 @@ func (s *Server) sift(t *transition, id journal.Ident) {
 	}
 }
 
-// shrinks reports whether a file becomes shorter, as far as one can know: the volume has the new state by now.
+// shrinks reports whether a file becomes shorter.
 func (s *Server) shrinks(id journal.Ident) bool {
-	tree := s.volume.Current()
-	defer tree.Done()
-	var before, after volume.Inode
-	return tree.Stat(id, &before) != nil || s.volume.Stat(id, &after) != nil || after.Stat.Size < before.Stat.Size
+	before, after := s.sizes(id)
+	return after < before
 }

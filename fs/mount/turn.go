@@ -41,6 +41,7 @@ const (
 	patience    = 50 * time.Millisecond
 	turnTimeout = 10 * time.Second
 	linger      = 20 * time.Millisecond
+	healAgain   = time.Second
 	// rounds is how often the kernel is told of what was marked before requests are made to wait.
 	rounds = 3
 	// maxDifferences bounds the memory of a turn, at some 150 bytes each. From then on everything counts as
@@ -77,6 +78,8 @@ type transition struct {
 	late  bool // patience was exceeded and everything opened again
 	marks map[journal.Ident]*mark
 	under int // requests under way that were counted: they answer with attributes
+
+	grown map[journal.Ident]int64 // files that become longer, with their size before; Turn's alone
 }
 
 type stage uint8
@@ -99,6 +102,7 @@ type mark struct {
 func collect(d volume.Differences) (*transition, error) {
 	t := &transition{
 		inodes: map[journal.Ident]what{}, names: map[entry]struct{}{}, marks: map[journal.Ident]*mark{},
+		grown: map[journal.Ident]int64{},
 	}
 	t.wake.L = &t.mu
 	err := d.Inodes(func(id journal.Ident, content bool) error {
@@ -342,8 +346,14 @@ func (s *Server) Turn(d volume.Differences, swap func()) error {
 		s.readers.drain() // those that still read the volume as it is: it may be changed from now on
 		return nil
 	}
+	s.telling.Lock()
+	defer s.telling.Unlock()
 	s.turn.Store(t)
-	defer time.AfterFunc(linger, func() { s.turn.CompareAndSwap(t, nil) })
+	defer time.AfterFunc(linger, func() {
+		s.turn.CompareAndSwap(t, nil)
+		s.heal(t)
+		time.AfterFunc(healAgain, func() { s.heal(t) })
+	})
 	defer t.end()
 	s.readers.drain()
 	if err := s.tellAll(t, d); err != nil {
@@ -367,9 +377,49 @@ func (s *Server) tellAll(t *transition, d volume.Differences) error {
 		s.tellOrMark(t, dir, itsContent)
 	}
 	return errors.Join(err, d.Inodes(func(id journal.Ident, content bool) error {
+		if content {
+			s.noteGrowth(t, id)
+		}
 		s.tellOrMark(t, id, differs(content))
 		return nil
 	}))
+}
+
+// noteGrowth notes a file that becomes longer, as far as one can know: the volume has the new state by now.
+func (s *Server) noteGrowth(t *transition, id journal.Ident) {
+	if _, ok := s.table.number(id); !ok {
+		return
+	}
+	if before, after := s.sizes(id); after > before {
+		t.grown[id] = before
+	}
+}
+
+// sizes gives the size of a file that readers see and that in the volume, which they will see; 0 where there is none.
+func (s *Server) sizes(id journal.Ident) (before, after int64) {
+	tree := s.volume.Current()
+	defer tree.Done()
+	var n volume.Inode
+	if tree.Stat(id, &n) == nil {
+		before = int64(n.Stat.Size)
+	}
+	if s.volume.Stat(id, &n) == nil {
+		after = int64(n.Stat.Size)
+	}
+	return before, after
+}
+
+// heal has the kernel read again what is behind the former end of files that became longer. A thread that got the
+// former size in answer may have been stopped after it noted the size and before it cleared the pages behind, where
+// the kernel looks whether another thread should run; and then clears what was read since.
+func (s *Server) heal(t *transition) {
+	s.telling.Lock() // whom a turn makes wait relies on the kernel not being told meanwhile
+	defer s.telling.Unlock()
+	for id, end := range t.grown {
+		if number, ok := s.table.number(id); ok {
+			s.notified(s.fuse.InodeNotify(number, end&^(pageSize-1), 0), "content", id)
+		}
+	}
 }
 
 func (s *Server) tellOrMark(t *transition, id journal.Ident, w what) {

@@ -165,20 +165,29 @@ func fill(dest, value []byte) (int, error) {
 	return len(value), nil
 }
 
-// listing is a directory of a view in the order in which it is read: by a hash of the names, which is a
-// position that means the same in every view. So a directory that is read while another view is published
-// gives each name once that both have.
+// listing is a directory of a view in the order in which it is read: by a hash of the names. A position is that
+// hash, and in front of it which view the reading began with: what is read in several requests is of one view,
+// also when another is published in between. Where the listing is no longer remembered, the hash still gives each
+// name once that both views have.
 type listing []listed
 
 type listed struct {
 	name string
 	id   journal.Ident
-	kind uint8 // DT_*, or 0 when it would have to be looked for
-	at   int64
+	kind uint8 // DT_*
+	at   int64 // the hash
 }
 
 // Positions 1 and 2 are behind "." and "..".
-const firstPosition = 3
+const (
+	firstPosition = 3
+	hashBits      = 48
+	hashMask      = 1<<hashBits - 1
+	viewMask      = 1<<(63-hashBits) - 1
+)
+
+// tag is what positions have of a view in front.
+func tag(n journal.Epoch) int64 { return int64(n&viewMask) << hashBits }
 
 // ReadDir is Tree's.
 func (t viewTree) ReadDir(dir journal.Ident, off int64, _ int, yield func(*sys.Dirent) bool) error {
@@ -190,13 +199,13 @@ func (t viewTree) ReadDir(dir journal.Ident, off int64, _ int, yield func(*sys.D
 			return nil
 		}
 	}
-	list, err := t.w.v.listings.get(t.w, dir)
+	list, view, err := t.w.v.listings.get(t.w, dir, off)
 	if err != nil {
 		return err
 	}
-	from, _ := slices.BinarySearchFunc(list, off+1, func(e listed, at int64) int { return cmp.Compare(e.at, at) })
+	from, _ := slices.BinarySearchFunc(list, off&hashMask+1, func(e listed, at int64) int { return cmp.Compare(e.at, at) })
 	for _, e := range list[from:] {
-		if !yield(&sys.Dirent{Ino: e.id.Ino, Off: e.at, Type: e.kind, Name: []byte(e.name)}) {
+		if !yield(&sys.Dirent{Ino: e.id.Ino, Off: view | e.at, Type: e.kind, Name: []byte(e.name)}) {
 			return nil
 		}
 	}
@@ -211,7 +220,7 @@ func (w *View) list(dir journal.Ident) (listing, error) {
 	}
 	list := make(listing, len(entries))
 	for i, e := range entries {
-		list[i] = listed{name: e.Name, id: e.Ident, at: int64(xxhash.Sum64String(e.Name)>>1) | firstPosition}
+		list[i] = listed{e.Name, e.Ident, e.Type, max(firstPosition, int64(xxhash.Sum64String(e.Name)&hashMask))}
 	}
 	slices.SortFunc(list, func(a, b listed) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.name, b.name)) })
 	for i := 1; i < len(list); i++ {
@@ -224,42 +233,57 @@ func (w *View) list(dir journal.Ident) (listing, error) {
 type listings struct {
 	mu     sync.Mutex
 	recent []recentListing // the newest last
+	names  int             // in all of them
 }
 
 type recentListing struct {
-	epoch journal.Epoch
-	dir   journal.Ident
-	list  listing
+	view int64 // its tag
+	dir  journal.Ident
+	list listing
 }
 
-// maxListings is how many are remembered.
-const maxListings = 16
+// How many listings are remembered, and names in them all. The newest is in any case.
+const (
+	maxListings    = 64
+	maxListedNames = 1 << 18
+)
 
-func (l *listings) get(w *View, dir journal.Ident) (listing, error) {
-	l.mu.Lock()
-	for _, r := range l.recent {
-		if r.epoch == w.epoch && r.dir == dir {
-			l.mu.Unlock()
-			return r.list, nil
+// get gives the listing that a position belongs to, and the tag of its view.
+func (l *listings) get(w *View, dir journal.Ident, off int64) (listing, int64, error) {
+	view := tag(w.epoch)
+	if off >= firstPosition {
+		if list := l.find(off&^hashMask, dir); list != nil {
+			return list, off &^ hashMask, nil
 		}
 	}
-	l.mu.Unlock()
+	if list := l.find(view, dir); list != nil {
+		return list, view, nil
+	}
 	list, err := w.list(dir)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		l.add(recentListing{view, dir, list})
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.recent) >= maxListings {
-		l.recent = slices.Delete(l.recent, 0, 1)
-	}
-	l.recent = append(l.recent, recentListing{w.epoch, dir, list})
-	return list, nil
+	return list, view, err
 }
 
-// forget drops the listings of a view that is closed.
-func (l *listings) forget(n journal.Epoch) {
+func (l *listings) find(view int64, dir journal.Ident) listing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.recent = slices.DeleteFunc(l.recent, func(r recentListing) bool { return r.epoch == n })
+	for _, r := range l.recent {
+		if r.view == view && r.dir == dir {
+			return r.list
+		}
+	}
+	return nil
+}
+
+func (l *listings) add(r recentListing) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recent = append(l.recent, r)
+	l.names += len(r.list)
+	for len(l.recent) > 1 && (len(l.recent) > maxListings || l.names > maxListedNames) {
+		l.names -= len(l.recent[0].list)
+		l.recent = slices.Delete(l.recent, 0, 1)
+	}
 }

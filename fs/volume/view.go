@@ -31,6 +31,7 @@ type View struct {
 type Entry struct {
 	Name  string
 	Ident journal.Ident
+	Type  uint8 // DT_* of readdir(3)
 }
 
 // Seal ends the current epoch and gives the view of the volume at that instant, for a transfer: where there
@@ -119,7 +120,6 @@ func (w *View) done() {
 func (w *View) release() {
 	w.let.Do(func() {
 		w.v.dropTransient(w)
-		w.v.listings.forget(w.epoch)
 		w.v.journal.Release(w.epoch)
 		w.v.reclaimer.released(w.epoch)
 	})
@@ -223,9 +223,14 @@ func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 		return changed
 	})
 	for name, id := range was {
-		if !id.IsZero() {
-			entries = append(entries, Entry{name, id})
+		if id.IsZero() {
+			continue
 		}
+		attr, err := w.Stat(id)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, Entry{name, id, uint8(attr.Mode & unix.S_IFMT >> 12)})
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return entries, nil
@@ -249,7 +254,7 @@ func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 		if err == unix.ENOENT {
 			return true
 		}
-		entries = append(entries, Entry{string(e.Name), id})
+		entries = append(entries, Entry{string(e.Name), id, e.Type})
 		failed = err
 		return err == nil
 	})
