@@ -43,6 +43,7 @@ func overwriteTable(t lab.T, node *lab.Node, o options, out io.Writer) error {
 				}
 			}
 		}
+		t.Logf("overwritten: round %d of %d", round+1, o.rounds)
 	}
 	fmt.Fprintf(out, "Overwriting a file of %d MiB in blocks of 4 KiB, in random order, each once and then again;\n"+
 		"medians of %d rounds, MiB per second, and ratios to no snapshot.\n\n", o.size>>20, o.rounds)
