@@ -78,8 +78,12 @@ type transition struct {
 	late  bool // patience was exceeded and everything opened again
 	marks map[journal.Ident]*mark
 	under int // requests under way that were counted: they answer with attributes
+}
 
-	grown map[journal.Ident]int64 // files that become longer, with their size before; Turn's alone
+// growth is a file that became longer.
+type growth struct {
+	turn *transition
+	end  int64 // before
 }
 
 type stage uint8
@@ -102,7 +106,6 @@ type mark struct {
 func collect(d volume.Differences) (*transition, error) {
 	t := &transition{
 		inodes: map[journal.Ident]what{}, names: map[entry]struct{}{}, marks: map[journal.Ident]*mark{},
-		grown: map[journal.Ident]int64{},
 	}
 	t.wake.L = &t.mu
 	err := d.Inodes(func(id journal.Ident, content bool) error {
@@ -351,8 +354,8 @@ func (s *Server) Turn(d volume.Differences, swap func()) error {
 	s.turn.Store(t)
 	defer time.AfterFunc(linger, func() {
 		s.turn.CompareAndSwap(t, nil)
-		s.heal(t)
-		time.AfterFunc(healAgain, func() { s.heal(t) })
+		s.heal(t, false)
+		time.AfterFunc(healAgain, func() { s.heal(t, true) })
 	})
 	defer t.end()
 	s.readers.drain()
@@ -385,13 +388,15 @@ func (s *Server) tellAll(t *transition, d volume.Differences) error {
 	}))
 }
 
-// noteGrowth notes a file that becomes longer, as far as one can know: the volume has the new state by now.
+// noteGrowth notes a file that becomes longer, as far as one can know: the volume has the new state by now. What an
+// earlier turn noted of the file is void. Called with telling held.
 func (s *Server) noteGrowth(t *transition, id journal.Ident) {
+	delete(s.grown, id)
 	if _, ok := s.table.number(id); !ok {
 		return
 	}
 	if before, after := s.sizes(id); after > before {
-		t.grown[id] = before
+		s.grown[id] = growth{t, before}
 	}
 }
 
@@ -411,13 +416,20 @@ func (s *Server) sizes(id journal.Ident) (before, after int64) {
 
 // heal has the kernel read again what is behind the former end of files that became longer. A thread that got the
 // former size in answer may have been stopped after it noted the size and before it cleared the pages behind, where
-// the kernel looks whether another thread should run; and then clears what was read since.
-func (s *Server) heal(t *transition) {
-	s.telling.Lock() // whom a turn makes wait relies on the kernel not being told meanwhile
+// the kernel looks whether another thread should run; and then clears what was read since. A file that another turn
+// changes is left alone: it may be shorter again, and then must not be told while it is read (see tell).
+func (s *Server) heal(t *transition, last bool) {
+	s.telling.Lock()
 	defer s.telling.Unlock()
-	for id, end := range t.grown {
+	for id, g := range s.grown {
+		if g.turn != t {
+			continue
+		}
 		if number, ok := s.table.number(id); ok {
-			s.notified(s.fuse.InodeNotify(number, end&^(pageSize-1), 0), "content", id)
+			s.notified(s.fuse.InodeNotify(number, g.end&^(pageSize-1), 0), "content", id)
+		}
+		if last {
+			delete(s.grown, id)
 		}
 	}
 }
