@@ -83,13 +83,14 @@ func parse(p []byte, file string) (s saw, err error) {
 		return s, fmt.Errorf("%d bytes", len(p))
 	}
 	s.oldest = 1 << 62
+	var last int64
 	for rest := p; len(rest) > 0; rest = rest[recordSize:] {
 		n, err := strconv.ParseInt(string(rest[:recordSize-1]), 10, 64)
 		if err != nil {
-			return s, fmt.Errorf("record %d of %d is %q, after %+v", (len(p)-len(rest))/recordSize, len(p)/recordSize,
-				bytes.TrimRight(rest[:recordSize], "\x00"), s)
+			return s, fmt.Errorf("record %d of %d is %q, after %d and %+v", (len(p)-len(rest))/recordSize, len(p)/recordSize,
+				bytes.TrimRight(rest[:recordSize], "\x00"), last, s)
 		}
-		s.oldest, s.newest = min(s.oldest, n), max(s.newest, n)
+		last, s.oldest, s.newest = n, min(s.oldest, n), max(s.newest, n)
 	}
 	s.exact = s.oldest == s.newest && int64(len(p)) == recordSize*records(s.newest, file)
 	return s, nil
