@@ -198,16 +198,19 @@ func aligned() []byte {
 	return buf[4096-int(uintptr(unsafe.Pointer(&buf[0]))%4096):][:largest+4096]
 }
 
-var buffers = sync.Pool{New: func() any { return aligned() }}
+var buffers = sync.Pool{New: func() any {
+	buf := aligned()
+	return &buf
+}}
 
 func preadAll(fd int, file string) (saw, error) {
-	buf := buffers.Get().([]byte)
+	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	n, err := unix.Pread(fd, buf, 0)
+	n, err := unix.Pread(fd, *buf, 0)
 	if err != nil {
 		return saw{}, err
 	}
-	return parse(buf[:n], file)
+	return parse((*buf)[:n], file)
 }
 
 // preadFirst reads no more than is there in any state, so that the kernel has no reason to ask for the size.
