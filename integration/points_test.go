@@ -24,7 +24,7 @@ import (
 // A probe watches a target while its source is written. Writers keep an order that no point in time can show
 // otherwise: file A is written before file B, always; and of two names exactly one is there.
 type probe struct {
-	polls, points    atomic.Int64
+	polls            atomic.Int64
 	newer, misplaced atomic.Int64 // how often B was newer than A, and how often a name was missing or doubled
 	stop             chan struct{}
 	all              sync.WaitGroup

@@ -159,19 +159,20 @@ func (j *Journal) keep(r *record, e *inodeEntry, b Before) ([]byte, error) {
 	missing = missing.Subtract(earlier.Extents)
 	j.mu.Unlock()
 	defer j.mu.Lock()
-	if len(missing) > 0 {
-		if err := b.Keep(r.epoch, missing); err != nil {
+	var encoded []byte
+	if first && !touched { // before the content, reading which may change the access time
+		image, err := b.Image()
+		if err == nil {
+			encoded, err = encodeImage(&image)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	if !first || touched {
-		return nil, nil
+	if len(missing) == 0 {
+		return encoded, nil
 	}
-	image, err := b.Image()
-	if err != nil {
-		return nil, err
-	}
-	return encodeImage(&image)
+	return encoded, b.Keep(r.epoch, missing)
 }
 
 // missing gives what a touch of x adds to an inode's extents: where they are about to get coarser, that is

@@ -16,7 +16,7 @@ import (
 // afterEnd is how long a READ that begins behind the end of a file waits. The kernel sends one only when it takes
 // the file to be longer than it is now. The READ that the end is in tells it the right size, but not after one
 // behind that told it another.
-const afterEnd = time.Millisecond
+const afterEnd = 10 * time.Millisecond
 
 // live is the volume as it is, among the trees that a request may read.
 type live interface {

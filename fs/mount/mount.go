@@ -53,7 +53,8 @@ type Server struct {
 
 	readers       readers
 	turn          atomic.Pointer[transition] // the one under way
-	telling       sync.Mutex                 // held while a turn or what is left of one tells the kernel
+	telling       sync.Mutex                 // held while a turn, or heal after one, tells the kernel
+	grown         map[journal.Ident]growth   // what heal is for; telling protects it
 	shown         shownSnapshots
 	showSnapshots bool
 
@@ -86,6 +87,7 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 		table: newTable(v.Root(), uint32(root.Stat.Mode)&unix.S_IFMT),
 		flags: mountFlags(o, v.ReadOnly()),
 		shown: shownSnapshots{byName: map[string]*shown{}}, showSnapshots: o.ShowSnapshots,
+		grown: map[journal.Ident]growth{},
 	}
 	server, err := fuse.NewServer(&rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), s: s, v: v, t: s.table},
 		mountpoint, s.fuseOptions(o))

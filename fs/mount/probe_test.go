@@ -83,13 +83,14 @@ func parse(p []byte, file string) (s saw, err error) {
 		return s, fmt.Errorf("%d bytes", len(p))
 	}
 	s.oldest = 1 << 62
+	var last int64
 	for rest := p; len(rest) > 0; rest = rest[recordSize:] {
 		n, err := strconv.ParseInt(string(rest[:recordSize-1]), 10, 64)
 		if err != nil {
-			return s, fmt.Errorf("record %d of %d is %q, after %+v", (len(p)-len(rest))/recordSize, len(p)/recordSize,
-				bytes.TrimRight(rest[:recordSize], "\x00"), s)
+			return s, fmt.Errorf("record %d of %d is %q, after %d and %+v", (len(p)-len(rest))/recordSize, len(p)/recordSize,
+				bytes.TrimRight(rest[:recordSize], "\x00"), last, s)
 		}
-		s.oldest, s.newest = min(s.oldest, n), max(s.newest, n)
+		last, s.oldest, s.newest = n, min(s.oldest, n), max(s.newest, n)
 	}
 	s.exact = s.oldest == s.newest && int64(len(p)) == recordSize*records(s.newest, file)
 	return s, nil
@@ -197,16 +198,19 @@ func aligned() []byte {
 	return buf[4096-int(uintptr(unsafe.Pointer(&buf[0]))%4096):][:largest+4096]
 }
 
-var buffers = sync.Pool{New: func() any { return aligned() }}
+var buffers = sync.Pool{New: func() any {
+	buf := aligned()
+	return &buf
+}}
 
 func preadAll(fd int, file string) (saw, error) {
-	buf := buffers.Get().([]byte)
+	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	n, err := unix.Pread(fd, buf, 0)
+	n, err := unix.Pread(fd, *buf, 0)
 	if err != nil {
 		return saw{}, err
 	}
-	return parse(buf[:n], file)
+	return parse((*buf)[:n], file)
 }
 
 // preadFirst reads no more than is there in any state, so that the kernel has no reason to ask for the size.

@@ -28,10 +28,11 @@ func (r *rawFS) String() string { return fsType }
 
 // status turns an error of the volume into what the kernel is answered. It is the only place that does.
 func (r *rawFS) status(err error) fuse.Status {
-	var errno unix.Errno
-	switch {
-	case err == nil:
+	if err == nil {
 		return fuse.OK
+	}
+	var errno unix.Errno // on the heap
+	switch {
 	case errors.As(err, &errno):
 		return fuse.Status(errno)
 	case errors.Is(err, fs.ErrNotExist):

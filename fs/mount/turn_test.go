@@ -141,23 +141,52 @@ func startProbe(t *testing.T, mnt, sharedPath string) (end func() []string) {
 	}
 }
 
-func TestNobodySeesSomethingOldAfterSomebodySawSomethingNew(t *testing.T) {
-	mnt, _, v := mounted(t)
-	path := filepath.Join(t.TempDir(), "shared")
-	mem, err := mapShared(path)
+// startHammer has a process read a file without a pause until the test ends.
+func startHammer(t *testing.T, path string) {
+	t.Helper()
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), hammeredFile+"="+path)
+	child.Stderr = os.Stderr
+	stdin, err := child.StdinPipe()
 	check(t, err)
-	s := newStates(t, mnt, v, mem)
-	end := startProbe(t, mnt, path)
-	began := time.Now()
-	for range 300 {
-		s.advance()
-		time.Sleep(5 * time.Millisecond)
-	}
-	took := time.Since(began)
-	wrong := end()
-	t.Logf("%d polls, the slowest of %v; 300 states in %v", mem.polls.Load(), time.Duration(mem.slowest.Load()), took)
-	if len(wrong) > 0 {
-		t.Errorf("%d violations:\n%s", len(wrong), strings.Join(wrong[:min(len(wrong), 40)], "\n"))
+	stdout, err := child.StdoutPipe()
+	check(t, err)
+	check(t, child.Start())
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := child.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err = io.ReadFull(stdout, make([]byte, len("reading")))
+	check(t, err)
+}
+
+func TestNobodySeesSomethingOldAfterSomebodySawSomethingNew(t *testing.T) {
+	for name, c := range map[string]struct {
+		turns    int
+		hammered bool
+	}{"with time to look": {300, false}, "without a pause": {60, true}} {
+		t.Run(name, func(t *testing.T) {
+			mnt, _, v := mounted(t)
+			path := filepath.Join(t.TempDir(), "shared")
+			mem, err := mapShared(path)
+			check(t, err)
+			s := newStates(t, mnt, v, mem)
+			end := startProbe(t, mnt, path)
+			if c.hammered {
+				startHammer(t, filepath.Join(mnt, "large"))
+			}
+			for range c.turns {
+				s.advance()
+				time.Sleep(5 * time.Millisecond)
+			}
+			wrong := end()
+			t.Logf("%d polls, the slowest of %v", mem.polls.Load(), time.Duration(mem.slowest.Load()))
+			if len(wrong) > 0 {
+				t.Errorf("%d violations:\n%s", len(wrong), strings.Join(wrong[:min(len(wrong), 40)], "\n"))
+			}
+		})
 	}
 }
 
@@ -168,21 +197,10 @@ func TestATurnEndsAlthoughManyReadWithoutAPause(t *testing.T) {
 	path := filepath.Join(mnt, "hot")
 	check(t, os.WriteFile(path, make([]byte, 16<<20), 0o644))
 	s := newStates(t, mnt, v, mem)
-	child := exec.Command("/proc/self/exe")
-	child.Env = append(os.Environ(), hammeredFile+"="+path)
-	child.Stderr = os.Stderr
-	stdin, err := child.StdinPipe()
-	check(t, err)
-	stdout, err := child.StdoutPipe()
-	check(t, err)
-	check(t, child.Start())
-	defer child.Wait()
-	defer stdin.Close()
-	_, err = io.ReadFull(stdout, make([]byte, len("reading")))
-	check(t, err)
+	startHammer(t, path)
 	hot := s.id(v.Root(), "hot")
 	var longest time.Duration
-	for range 50 {
+	for range 20 {
 		f, err := v.OpenForApply(hot)
 		check(t, err)
 		_, err = f.WriteAt(content(s.now, "small"), 1<<20)
@@ -194,3 +212,52 @@ func TestATurnEndsAlthoughManyReadWithoutAPause(t *testing.T) {
 	}
 	t.Logf("the longest turn took %v", longest)
 }
+
+// nothing is a difference that there is not.
+type nothing struct{}
+
+func (nothing) Inodes(func(journal.Ident, bool) error) error  { return nil }
+func (nothing) Names(func(journal.Ident, string) error) error { return nil }
+
+func TestATurnWithoutDifferencesWaitsForThoseWhoReadTheTreeBefore(t *testing.T) {
+	s := &Server{}
+	phase := s.readers.enter()
+	swapped, ended := make(chan struct{}), make(chan error)
+	go func() { ended <- s.Turn(nothing{}, func() { close(swapped) }) }()
+	<-swapped
+	select {
+	case <-ended:
+		t.Error("it did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	s.readers.leave(phase)
+	check(t, <-ended)
+}
+
+func TestTooManyDifferencesCountAsEverything(t *testing.T) {
+	d := many{maxDifferences + 1}
+	tr, err := collect(d)
+	check(t, err)
+	if !tr.changes(journal.Ident{Ino: 1 << 40}) || !tr.renames(journal.Ident{Ino: 1}, "x") {
+		t.Error("something counts as unchanged")
+	}
+	d.inodes = 10
+	tr, err = collect(d)
+	check(t, err)
+	if !tr.changes(journal.Ident{Ino: 9}) || tr.changes(journal.Ident{Ino: 10}) || tr.renames(journal.Ident{Ino: 1}, "x") {
+		t.Error("ten differences are not told from the rest")
+	}
+}
+
+// many are differences in the content of as many inodes.
+type many struct{ inodes uint64 }
+
+func (m many) Inodes(yield func(journal.Ident, bool) error) error {
+	for i := range m.inodes {
+		if err := yield(journal.Ident{Ino: i}, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (many) Names(func(journal.Ident, string) error) error { return nil }
