@@ -15,7 +15,7 @@ import (
 const blockSize = 4 << 10
 
 // freeing is how long the daemon may take to free what deleted snapshots held.
-const freeing = 5 * time.Minute
+const freeing = time.Minute
 
 // A volume is a protected directory and how to ask for its snapshots.
 type volume struct {
