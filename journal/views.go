@@ -190,16 +190,14 @@ func (j *Journal) KeptAt(n Epoch, id Ident, x Extent) ([]Kept, error) {
 		return nil, err
 	}
 	var kept []Kept
-	rest := Extents{x}
+	var covered Extents
 	for _, v := range list {
-		if len(rest) == 0 {
-			break
+		parts := v.value.extents.within(x)
+		for _, new := range parts.Subtract(covered) {
+			kept = append(kept, Kept{new, v.epoch})
 		}
-		for _, part := range v.value.extents.within(x) {
-			for _, new := range rest.Intersect(part) {
-				kept = append(kept, Kept{new, v.epoch})
-			}
-			rest = rest.Subtract(Extents{part})
+		if covered = covered.Union(parts); covered.Covers(x) {
+			break
 		}
 	}
 	slices.SortFunc(kept, func(a, b Kept) int { return cmp.Compare(a.Off, b.Off) })

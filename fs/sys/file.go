@@ -114,6 +114,13 @@ func CopyRange(in int, offIn int64, out int, offOut int64, n int) (copied int, e
 // Seek is lseek(2), for SEEK_DATA and SEEK_HOLE.
 func Seek(fd int, off int64, whence int) (int64, error) { return unix.Seek(fd, off, whence) }
 
+// probed is the length up to which NextData asks for each block whether it is data: SEEK_HOLE may go through
+// all of a file's extents up to the next hole, wherever that is. It is given in blocks of probeBlock bytes.
+const (
+	probed     = 16
+	probeBlock = 4096
+)
+
 // NextData gives the first stretch of data at or after off and before end, as SEEK_DATA and SEEK_HOLE
 // report it. ok is false when only a hole is left.
 func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
@@ -127,7 +134,7 @@ func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
 	if err != nil {
 		return e, false, err
 	}
-	stop, err := unix.Seek(fd, start, unix.SEEK_HOLE)
+	stop, err := dataEnd(fd, start, end)
 	if err == unix.ENXIO { // truncated between the two calls
 		return e, false, nil
 	}
@@ -135,6 +142,23 @@ func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
 		return e, false, err
 	}
 	return journal.Extent{Off: start, End: min(stop, end)}, true, nil
+}
+
+// dataEnd gives the end of the data at start, if that is before end.
+func dataEnd(fd int, start, end int64) (int64, error) {
+	if end-start > probed*probeBlock {
+		return unix.Seek(fd, start, unix.SEEK_HOLE)
+	}
+	for at := start - start%probeBlock + probeBlock; at < end; at += probeBlock {
+		next, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		if err == unix.ENXIO || err == nil && next > at {
+			return at, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return end, nil
 }
 
 // Fsync is fsync(2), or fdatasync(2) when only data matters.

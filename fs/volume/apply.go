@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"path"
 
 	"golang.org/x/sys/unix"
@@ -420,7 +421,10 @@ func (v *Volume) Commit() (journal.Epoch, error) {
 	if err != nil {
 		return 0, err
 	}
-	return n, v.journal.Sync()
+	if before := v.committed.Swap(v.newView(n)); before != nil { // it was never published
+		err = before.Close()
+	}
+	return n, errors.Join(err, v.journal.Sync())
 }
 
 // ApplyFile is a regular file that a transfer writes to.

@@ -23,7 +23,11 @@ func (o *openInode) Image() (journal.Image, error) {
 // only such views needed the copy, the change goes on without it.
 func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
 	err := o.v.before.keep(n, o.id, o.fd, x)
-	if err == nil || !noRoom(err) || !o.v.giveUpViews() {
+	if err == nil {
+		o.v.freeIfUseless()
+		return nil
+	}
+	if !noRoom(err) || !o.v.giveUpViews() {
 		return err
 	}
 	o.v.log.Warn("no room for what a transfer would need of the volume as it was: the transfer starts anew", "error", err)
@@ -32,6 +36,14 @@ func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
 
 // Where is journal.Before's.
 func (o *openInode) Where() (journal.Ident, string, bool) { return o.v.mounted().Where(o.id) }
+
+// freeIfUseless is for what was kept while the last view that needed it may have been closed: the reclaimer may
+// have looked there already.
+func (v *Volume) freeIfUseless() {
+	if !v.journal.Holding() {
+		v.reclaimer.nudge()
+	}
+}
 
 func noRoom(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
@@ -45,6 +57,7 @@ func (v *Volume) retain(dirfd int, name string, n *Inode) error {
 			err = v.before.take(v.journal.Epoch(), n.ID, dirfd, name)
 		}
 	}
+	v.freeIfUseless()
 	return err
 }
 

@@ -507,6 +507,7 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 		return err
 	}
 	v.before.note(l.ID, epoch)
+	v.freeIfUseless()
 	return nil
 }
 

@@ -35,6 +35,11 @@ func (v *Volume) Publish(n journal.Epoch) error {
 	if n <= v.Published() {
 		return nil
 	}
+	if w := v.committed.Swap(nil); w != nil && w.epoch == n {
+		return v.publish(w)
+	} else if w != nil {
+		defer w.Close()
+	}
 	w, err := v.holdView(n)
 	if err != nil {
 		return err
@@ -48,6 +53,9 @@ func (v *Volume) Thaw() error {
 	n := v.Published()
 	if n == 0 {
 		return nil
+	}
+	if w := v.committed.Swap(nil); w != nil {
+		defer w.Close()
 	}
 	if err := v.Undo(n); err != nil {
 		return err

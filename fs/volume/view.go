@@ -324,19 +324,37 @@ func (f *ViewFile) read(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// NextData gives the first stretch of data at or after off and before end; ok is false when only a hole is
-// left. What is not kept is looked for in the file itself, and that was right if nothing more is kept
-// afterwards.
+// How much of a file NextData looks at in one go: at first, and then ever more for as long as it finds nothing.
+const (
+	firstLook = 256 << 10
+	mostLook  = 1 << 30
+)
+
+// NextData gives the first stretch of data at or after off and before end, or the beginning of it; ok is false
+// when only a hole is left.
 func (f *ViewFile) NextData(off, end int64) (e journal.Extent, ok bool, err error) {
 	size, err := f.size()
-	end = min(end, size)
-	if err != nil || off >= end {
+	if err != nil {
 		return e, false, err
 	}
-	j, x := f.w.v.journal, journal.Extent{Off: off, End: end}
+	end = min(end, size)
+	for look := int64(firstLook); off < end; look = min(2*look, mostLook) {
+		to := min(end, off+look)
+		if e, ok, err = f.dataWithin(journal.Extent{Off: off, End: to}); ok || err != nil {
+			return e, ok, err
+		}
+		off = to
+	}
+	return e, false, nil
+}
+
+// dataWithin gives the first data within x. What is not kept is looked for in the file itself, and that was right
+// if nothing more is kept afterwards.
+func (f *ViewFile) dataWithin(x journal.Extent) (e journal.Extent, ok bool, err error) {
+	j := f.w.v.journal
 	kept, err := j.KeptAt(f.w.epoch, f.o.id, x)
 	for err == nil {
-		if e, ok, err = f.nextData(kept, off, end); err != nil {
+		if e, ok, err = f.nextData(kept, x.Off, x.End); err != nil {
 			break
 		}
 		var after []journal.Kept
@@ -348,18 +366,35 @@ func (f *ViewFile) NextData(off, end int64) (e journal.Extent, ok bool, err erro
 	return e, false, err
 }
 
-// nextData goes through what is kept and what lies between.
-func (f *ViewFile) nextData(kept []journal.Kept, off, end int64) (journal.Extent, bool, error) {
-	for _, k := range kept {
-		if e, ok, err := sys.NextData(f.o.fd, off, k.Off); ok || err != nil {
-			return e, ok, err
+// nextData goes through what is kept and what lies between, until the data ends that it has found.
+func (f *ViewFile) nextData(kept []journal.Kept, off, end int64) (found journal.Extent, ok bool, err error) {
+	add := func(e journal.Extent, data bool, sought error) (more bool) {
+		switch {
+		case sought != nil:
+			err = sought
+		case data && !ok:
+			found, ok = e, true
+		case data && e.Off == found.End:
+			found.End = e.End
 		}
-		if e, ok, err := f.w.v.before.nextData(k, f.o.id); ok || err != nil {
-			return e, ok, err
+		return err == nil && (!ok || found.End == off)
+	}
+	for _, k := range kept {
+		live := off
+		off = k.Off
+		if live < off && !add(sys.NextData(f.o.fd, live, off)) {
+			return found, ok, err
 		}
 		off = k.End
+		if !add(f.w.v.before.nextData(k, f.o.id)) {
+			return found, ok, err
+		}
 	}
-	return sys.NextData(f.o.fd, off, end)
+	if live := off; live < end {
+		off = end
+		add(sys.NextData(f.o.fd, live, end))
+	}
+	return found, ok, err
 }
 
 // size is the file's size at the seal; of a file that had no name then, but is open still, what it is.

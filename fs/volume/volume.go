@@ -99,6 +99,7 @@ type Volume struct {
 	readOnly  atomic.Bool
 	kernel    atomic.Pointer[Kernel]
 	published atomic.Pointer[View] // what readers see, if not the volume as it is
+	committed atomic.Pointer[View] // what is to be published next
 	turning   sync.Mutex           // held while published changes
 	transient transient
 	unclaimed unclaimed
