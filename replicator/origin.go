@@ -187,6 +187,10 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 		return fmt.Errorf("seal of the volume: %w", err)
 	}
 	r.mu.Lock()
+	if r.removed || r.rec.State == StateEnded { // by the target's word, meanwhile: remove has let go of everything
+		r.mu.Unlock()
+		return errors.Join(errEnded, view.Close())
+	}
 	r.source.view = view
 	r.source.memory.Pending = &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now}
 	memory := r.source.memory

@@ -21,9 +21,10 @@ func (s *sourceSession) transfer(ctx context.Context) error {
 			return failure{err}
 		}
 	}
-	s.r.mu.Lock()
-	view, p := s.r.source.view, *s.r.source.memory.Pending
-	s.r.mu.Unlock()
+	view, p, err := s.r.pending()
+	if err != nil {
+		return err
+	}
 	s.r.setJob(JobRunning)
 	committed, err := s.stream(ctx, view, p)
 	if errors.Is(err, errView) || errors.Is(err, errCursor) || errors.Is(err, journal.ErrGone) || errors.Is(err, journal.ErrNotHeld) {
@@ -33,6 +34,16 @@ func (s *sourceSession) transfer(ctx context.Context) error {
 		return err
 	}
 	return s.confirm(p, committed)
+}
+
+// pending gives the transfer that is to be made; the target may have ended the relationship by now.
+func (r *relationship) pending() (View, pendingTransfer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.source.memory.Pending == nil {
+		return nil, pendingTransfer{}, errEnded
+	}
+	return r.source.view, *r.source.memory.Pending, nil
 }
 
 // stream sends one transfer and waits for the commit.
