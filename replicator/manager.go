@@ -158,8 +158,15 @@ func (m *Manager) protect(r *relationship, rec record) error {
 		return err
 	}
 	r.knowPoint(memory.Epoch, memory.Time)
+	if !vol.Journal().Clean() && memory.Own != 0 {
+		r.fail(restingJob(rec), errPowerLost, time.Time{})
+	}
 	return nil
 }
+
+// errPowerLost is shown until the next transfer is done: what kept the recovery point while a transfer was being
+// applied may not have reached the disk.
+var errPowerLost = errors.New("this machine went down without closing the volume's journal: until the next transfer is done, what was being changed just then may be wrong in what the target shows")
 
 // showOnly makes a target volume read-only, and its readers see the recovery point that its own epoch stands
 // for, 0 if there is none, or what they see already.

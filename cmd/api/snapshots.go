@@ -29,6 +29,7 @@ type Snapshot struct {
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"` // zero: never
 	Bytes   int64     `json:"bytes"`            // what deleting it, and no other, frees
+	Suspect bool      `json:"suspect"`          // power was lost while it was kept: it may not be whole
 }
 
 // CreateSnapshot asks for a snapshot.

@@ -213,7 +213,7 @@ func TestAnExpiryIsATimeOrNull(t *testing.T) {
 func TestASnapshotThatIsMadeIsAnsweredWithCreated(t *testing.T) {
 	_, socket := serve(t, newFakeNode())
 	status, text := post(t, socket, "/v1/volumes/v/snapshots", `{"name":"s"}`)
-	const want = `{"name":"s","created":"0001-01-01T00:00:00Z","bytes":0}`
+	const want = `{"name":"s","created":"0001-01-01T00:00:00Z","bytes":0,"suspect":false}`
 	if status != 201 || strings.TrimSpace(text) != want {
 		t.Errorf("%d %s, want 201 %s", status, text, want)
 	}
@@ -270,7 +270,7 @@ func TestTheListsAreWrittenAsDocumented(t *testing.T) {
 		want  string
 	}{
 		{api.Snapshot{Name: "s", Created: later, Expires: later, Bytes: 7},
-			`{"name":"s","created":"2027-01-31T18:00:00Z","expires":"2027-01-31T18:00:00Z","bytes":7}`},
+			`{"name":"s","created":"2027-01-31T18:00:00Z","expires":"2027-01-31T18:00:00Z","bytes":7,"suspect":false}`},
 		{api.ChangeList{Changes: []api.Change{{Kind: api.ChangeRenamed, Path: "b", From: "a", Dir: true}}, Cursor: "c"},
 			`{"changes":[{"kind":"renamed","path":"b","from":"a","dir":true}],"cursor":"c"}`},
 		{api.RegionList{Regions: []api.Region{{Offset: 1, Length: 2, Hole: true}}, Cursor: "c"},

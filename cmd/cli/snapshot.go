@@ -113,8 +113,16 @@ func listSnapshots(ctx context.Context, c *call) error {
 		}
 		o.table(rows)
 		o.line("all together hold %s", size(list.TotalBytes))
+		for _, s := range list.Snapshots {
+			if s.Suspect {
+				o.line("%s: %s", s.Name, suspicion)
+			}
+		}
 	})
 }
+
+// suspicion is what people are told of a snapshot that may not be whole.
+const suspicion = "power was lost while this snapshot was kept: what was being changed just then may be wrong in it"
 
 func expiry(o *output, s api.Snapshot) string {
 	if s.Expires.IsZero() {
@@ -133,6 +141,9 @@ func showSnapshot(ctx context.Context, c *call) error {
 			{"expires", expiry(o, s)},
 			{"alone holds", size(s.Bytes)},
 		})
+		if s.Suspect {
+			o.line("%s", suspicion)
+		}
 	})
 }
 
@@ -181,7 +192,11 @@ func restoreSnapshot(ctx context.Context, c *call) error {
 		return err
 	}
 	taken := (&output{now: c.env.Now}).moment(s.Created)
-	if err := c.confirm(ctx, restoration(v, want, taken), "Restore it?"); err != nil {
+	warning := restoration(v, want, taken)
+	if s.Suspect {
+		warning += "\nBeware: " + suspicion + "."
+	}
+	if err := c.confirm(ctx, warning, "Restore it?"); err != nil {
 		return err
 	}
 	before, err := c.client.Restore(ctx, name, want)

@@ -22,6 +22,16 @@ func withSnapshots(t *testing.T) *desk {
 	return d
 }
 
+func TestASuspectSnapshotIsCalledSo(t *testing.T) {
+	d := withSnapshots(t)
+	d.node.snapshots[0].Suspect = true
+	for _, line := range []string{"snapshot list data", "snapshot show data monday"} {
+		if _, out, _ := d.run(line); !strings.Contains(out, "power was lost") {
+			t.Errorf("%s says %s", line, out)
+		}
+	}
+}
+
 func TestSnapshotsAreShown(t *testing.T) {
 	d := newDesk(t)
 	d.must("snapshot list data", "no snapshots of volume data yet: `tandemfs snapshot create data` takes one\n")
@@ -46,7 +56,8 @@ func TestASnapshotIsCreated(t *testing.T) {
 	d.must("snapshot create data --expires never --json", `{
   "name": "2026-11-23-120000",
   "created": "2026-11-23T12:00:00Z",
-  "bytes": 0
+  "bytes": 0,
+  "suspect": false
 }
 `)
 	want := "create data: 0001-01-01 00:00:00;create data:n 2026-11-30 12:00:00;create data: 2027-01-31 17:00:00;create data: 0001-01-01 00:00:00"

@@ -41,7 +41,7 @@ func (n *node) Snapshots(name string) (api.SnapshotList, error) {
 }
 
 func describeSnapshot(s volume.Snapshot, alone map[string]int64) api.Snapshot {
-	return api.Snapshot{Name: s.Name, Created: s.Created.UTC(), Expires: s.Expires.UTC(), Bytes: alone[s.Name]}
+	return api.Snapshot{Name: s.Name, Created: s.Created.UTC(), Expires: s.Expires.UTC(), Bytes: alone[s.Name], Suspect: s.Suspect}
 }
 
 // Snapshot finds a snapshot of a volume.

@@ -22,6 +22,8 @@ type Snapshot struct {
 	Epoch   journal.Epoch `json:"epoch"`
 	Created time.Time     `json:"created"`
 	Expires time.Time     `json:"expires,omitzero"` // zero: never
+	// Suspect: power was lost while the snapshot was kept, and what was being copied for it may be missing.
+	Suspect bool `json:"suspect,omitempty"`
 }
 
 // snapshots are a volume's snapshots, each with its open view.
@@ -51,6 +53,12 @@ func (v *Volume) recallSnapshots() error {
 		var s Snapshot
 		if err := json.Unmarshal(value, &s); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
+		}
+		if !v.journal.Clean() && !s.Suspect {
+			s.Suspect = true
+			if err := v.saveSnapshot(s); err != nil {
+				return err
+			}
 		}
 		view, err := v.holdView(s.Epoch)
 		if err != nil {

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -377,5 +380,27 @@ func TestThawPutsBackWhatReadersHaveNotSeen(t *testing.T) {
 	}
 	if len(v.aside.idents()) != 0 {
 		t.Error("something is left aside")
+	}
+}
+
+func TestASnapshotThatWasKeptWhilePowerWasLostIsSuspect(t *testing.T) {
+	dir := t.TempDir()
+	v, err := Open(dir, Options{Name: "test", Create: true})
+	must(t, err)
+	v.mustSnapshot(t, "s")
+	must(t, v.Close())
+	mark := filepath.Join(dir, StateDir, "journal", "mark")
+	text, err := os.ReadFile(mark)
+	must(t, err)
+	lost := strings.Replace(string(text), "closed cleanly\n", "", 1)
+	lost = regexp.MustCompile("boot .*\n").ReplaceAllString(lost, "boot another\n")
+	must(t, os.WriteFile(mark, []byte(lost), 0o600))
+	for range 2 { // it stays so
+		v, err = Open(dir, Options{Name: "test"})
+		must(t, err)
+		if s, err := v.Snapshot("s"); !s.Suspect || err != nil {
+			t.Errorf("suspect %v, %v", s.Suspect, err)
+		}
+		must(t, v.Close())
 	}
 }
