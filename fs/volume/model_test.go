@@ -212,6 +212,15 @@ func (k *kernelModel) Refers(id journal.Ident) bool {
 	return k.open[id] != nil
 }
 
+// refer has the kernel refer to an inode, or with nil no more.
+func (k *kernelModel) refer(id journal.Ident, n *modelNode) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open[id] = n; n == nil {
+		delete(k.open, id)
+	}
+}
+
 // history is a volume with its model.
 type history struct {
 	dir       string
@@ -556,12 +565,12 @@ func (h *history) setXattr(t *rapid.T) {
 // openFile has the kernel refer to a file; closeFile ends that.
 func (h *history) openFile(t *rapid.T) {
 	n := h.drawFile(t)
-	h.kernel.open[n.id] = n
+	h.kernel.refer(n.id, n)
 }
 
 func (h *history) closeFile(t *rapid.T) {
 	n := h.draw(t, "open file", func(n *modelNode) bool { return h.kernel.open[n.id] != nil })
-	delete(h.kernel.open, n.id)
+	h.kernel.refer(n.id, nil)
 	h.v.Forget(n.id)
 }
 
@@ -704,7 +713,7 @@ func (h *history) restore(t *rapid.T) {
 	}
 	for id, n := range h.kernel.open {
 		if byID[id] != n {
-			h.kernel.open[id] = byID[id]
+			h.kernel.refer(id, byID[id])
 		} else {
 			n.nlink = 0
 		}
