@@ -65,7 +65,9 @@ func (m *Manager) attached(conn *wire.Conn, content []byte) error {
 	if err := s.open(m, a); err != nil {
 		return s.fail(err)
 	}
-	return s.serve()
+	err := s.serve()
+	s.lost(err)
+	return err
 }
 
 // admit finds the relationship of a source that attaches, or says why it cannot.
@@ -107,6 +109,14 @@ func (s *targetSession) takeOver() error {
 		<-before.done
 	}
 	return nil
+}
+
+// lost notes why the source is gone. It says nothing where the source took its leave, or this end has ended the
+// session and knows why.
+func (s *targetSession) lost(err error) {
+	if s.ctx.Err() == nil && s.r.snapshot().Enabled {
+		s.r.fail(JobDisconnected, err, time.Time{})
+	}
 }
 
 // over ends the session for whoever waits.
