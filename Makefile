@@ -7,9 +7,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The packages whose tests mount filesystems; the race detector looks at all others.
 MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab
 FUZZTIME ?= 10s
+NETFAULT_ROUNDS ?= 200
 BENCH ?=
 
-.PHONY: help build check test demo fuzz bench-mount clean
+.PHONY: help build check test demo fuzz netfault bench-mount clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,10 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
 		done; \
 	done
+
+netfault: ## NETFAULT_ROUNDS (200) faults of the network under load, each of which must heal
+	integration/install.sh e2fsprogs iproute2
+	TANDEMFS_NETFAULT=$(NETFAULT_ROUNDS) go test -count=1 -v -timeout 4h -run TestTheCopyOutlivesAnyFaultOfTheNetwork ./integration
 
 bench-mount: build ## the mount against the native directory and go-fuse's loopback (BENCH="-rounds 5 -rows small")
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2

@@ -335,6 +335,13 @@ func isSomeCall(t *testing.T, round int, target *volume, again *steps, plain str
 		changes, err = strconv.Atoi(string(text))
 		check(t, err)
 	}
+	isCall(t, fmt.Sprint("break ", round), got, changes, again, plain)
+}
+
+// isCall makes the history again in a plain directory, up to so many changes and some calls more, until the tree is
+// the one that was got.
+func isCall(t *testing.T, when string, got *tree.Manifest, changes int, again *steps, plain string) {
+	t.Helper()
 	check(t, again.play(plain, changes*callsPerChange, nil))
 	for {
 		differences := tree.Compare(got, scan(t, plain), tree.Options{IgnoreTimes: true, IgnoreHoles: true})
@@ -342,7 +349,7 @@ func isSomeCall(t *testing.T, round int, target *volume, again *steps, plain str
 			return
 		}
 		if again.calls >= (changes+1)*callsPerChange-1 {
-			t.Fatalf("break %d: the target is at none of the calls around change %d:\n%s", round, changes, strings.Join(differences, "\n"))
+			t.Fatalf("%s: the target is at none of the calls around change %d:\n%s", when, changes, strings.Join(differences, "\n"))
 		}
 		check(t, again.call(plain))
 	}
