@@ -341,6 +341,7 @@ func (s *targetSession) drain(over <-chan time.Time) {
 func (s *targetSession) applyFrame(frame received, began *bool) error {
 	switch {
 	case frame.kind == wire.TypeBegin && !*began:
+		s.begun = wire.Begin{} // a field that is left out must not be what it was in the transfer before
 		if err := wire.Parse(frame.content, &s.begun); err != nil {
 			return err
 		}
