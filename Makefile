@@ -25,14 +25,16 @@ check: ## formatting, vet, staticcheck, import walls, tests with the race detect
 	go test -count=1 ./integration/walls
 	go test -race -timeout 10m $$(go list ./... | grep -vxE '$(MOUNTING)')
 
-test: ## install what the tests need (as root, on Debian) and run all of them
+test: ## install what the tests need (as root, on Debian), run all of them, and each fuzz target for a while
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
 	go test -timeout 14m ./...
+	$(MAKE) fuzz
 
 demo: ## two nodes on this machine: protect, replicate, change, fail over (KEEP=1 leaves them running)
 	integration/install.sh e2fsprogs
 	KEEP=$${KEEP:-} integration/demo/demo.sh
 
+# Inputs are hardly made smaller: where there are connections, what they reach differs from run to run.
 fuzz: ## run every fuzz target for FUZZTIME (10s)
 	@for package in $$(go list ./...); do \
 		targets=$$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); \
