@@ -96,6 +96,7 @@ func FuzzTargetSession(f *testing.F) {
 		if s, err := p.dst.Status(p.id); err != nil || s.State != StateEstablished || s.RecoveryPoint.Epoch != 0 || p.to.commits != 0 {
 			t.Fatalf("after it the target is %+v", s)
 		}
+		forgetTransfer(p)
 	})
 }
 

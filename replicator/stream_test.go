@@ -7,10 +7,12 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -199,6 +201,65 @@ func applied(t *testing.T, stream []byte, trees []map[string]string) {
 		t.Errorf("%d bytes are left", len(stream))
 	}
 }
+
+// What is inside TLS is checked again: a bit that changes, and whole frames that are left out, come twice or out of
+// turn, each with a checksum that is right.
+func TestAStreamThatWasChangedIsNotCommitted(t *testing.T) {
+	stream, err := os.ReadFile("testdata/streams/v1.stream")
+	no(err)
+	var frames [][]byte
+	for rest := stream; len(rest) > 0; {
+		var whole []byte
+		_, whole, rest = takeFrame(rest)
+		frames = append(frames, whole)
+	}
+	begin, records, end, records2, end2 := frames[0], frames[1], frames[2], frames[4], frames[5]
+	changed := map[string][]byte{
+		"records left out":             slices.Concat(begin, end),
+		"records twice":                slices.Concat(begin, records, records, end),
+		"records of another transfer":  slices.Concat(begin, records2, end),
+		"more records":                 slices.Concat(begin, records, records2, end),
+		"another order":                slices.Concat(begin, records2, records, end),
+		"the end of another transfer":  slices.Concat(begin, records, end2),
+		"the begin of another":         slices.Concat(frames[3], records, end),
+		"the end cut short":            slices.Concat(begin, records, end[:len(end)-1]),
+		"records behind the transfers": slices.Concat(begin, records, records2),
+	}
+	first := slices.Concat(begin, records, end)
+	for i := 0; i < len(first); i += 23 {
+		b := bytes.Clone(first)
+		b[i] ^= 0x10
+		changed[fmt.Sprint("byte ", i)] = b
+	}
+	p := newPair(t)
+	p.propose()
+	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	p.src.stop()
+	for what, said := range changed {
+		conn, over := speak(t, p)
+		conn.Write(said) // it may be closed before all is read
+		conn.CloseWrite()
+		<-over
+		conn.Close()
+		if s := p.dst.status(p.id); s.RecoveryPoint.Epoch != 0 || p.to.commits != 0 {
+			t.Fatalf("%s: it is committed", what)
+		}
+		forgetTransfer(p)
+	}
+	conn, over := speak(t, p)
+	conn.Write(first) // unchanged it would have been
+	conn.CloseWrite()
+	<-over
+	conn.Close()
+	if p.to.commits != 1 {
+		t.Error("what is right is not committed either")
+	}
+}
+
+// forgetTransfer makes the target take the next transfer as if none had been begun.
+func forgetTransfer(p *pair) { no(p.to.j.SetState(targetKey(p.id), nil)) }
 
 // speak attaches to the target with the source's key, and leaves the rest to the test. over is closed when the target
 // has closed the connection.
