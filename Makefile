@@ -7,11 +7,12 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The packages whose tests mount filesystems; the race detector looks at all others.
 MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab|tandemfs/integration/benchsnapshot
 FUZZTIME ?= 10s
+NETFAULT_ROUNDS ?= 200
 BENCH ?=
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test demo fuzz model soak bench-mount bench-snapshot clean
+.PHONY: help build check test demo fuzz model soak netfault bench-mount bench-snapshot clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,20 +27,22 @@ check: ## formatting, vet, staticcheck, import walls, tests with the race detect
 	go test -count=1 ./integration/walls
 	go test -race -timeout 10m $$(go list ./... | grep -vxE '$(MOUNTING)')
 
-test: ## install what the tests need (as root, on Debian) and run all of them
+test: ## install what the tests need (as root, on Debian), run all of them, and each fuzz target for a while
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
 	go test -timeout 14m ./...
+	$(MAKE) fuzz
 
 demo: ## two nodes on this machine: protect, replicate, change, fail over (KEEP=1 leaves them running)
 	integration/install.sh e2fsprogs
 	KEEP=$${KEEP:-} integration/demo/demo.sh
 
+# Inputs are hardly made smaller: where there are connections, what they reach differs from run to run.
 fuzz: ## run every fuzz target for FUZZTIME (10s)
 	@for package in $$(go list ./...); do \
 		targets=$$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); \
 		for target in $$targets; do \
 			echo "$$package $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package; \
 		done; \
 	done
 
@@ -52,6 +55,10 @@ soak: ## snapshots that come and go among changes, for SOAK_SECONDS (3600)
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
 	TANDEMFS_SOAK_SECONDS=$(SOAK_SECONDS) go test -count=1 -timeout 0 -v ./integration \
 		-run '^TestSnapshotsComeAndGoAndNothingStays$$'
+
+netfault: ## NETFAULT_ROUNDS (200) faults of the network under load, each of which must heal
+	integration/install.sh e2fsprogs iproute2
+	TANDEMFS_NETFAULT=$(NETFAULT_ROUNDS) go test -count=1 -v -timeout 4h -run TestTheCopyOutlivesAnyFaultOfTheNetwork ./integration
 
 bench-mount: build ## the mount against the native directory and go-fuse's loopback (BENCH="-rounds 5 -rows small")
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2

@@ -68,7 +68,9 @@ func FuzzRecord(f *testing.F) {
 		f.Add(appendRecord(nil, &r))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		r, err := decodeRecord(payload)
+		var r record
+		var err error
+		bounded(t, payload, func() { r, err = decodeRecord(payload) })
 		if err != nil {
 			return
 		}
@@ -88,6 +90,12 @@ func FuzzStoreValues(f *testing.F) {
 	s.held[2] = 1
 	f.Add(s.encode())
 	f.Fuzz(func(t *testing.T, value []byte) {
+		bounded(t, value, func() {
+			_, _ = decodeInode(value)
+			_, _ = decodeImage(value)
+			_, _ = decodeState(value)
+			_, _ = decodeWas(value)
+		})
 		if e, err := decodeInode(value); err == nil {
 			if again, err := decodeInode(encodeInode(e)); err != nil || !reflect.DeepEqual(again, e) {
 				t.Fatalf("inode %+v was read as %+v, %v", e, again, err)

@@ -111,6 +111,33 @@ func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
 	}
 }
 
+// A transfer that went on inside a file leaves nothing to the one after it on the same connection.
+func TestATransferAfterOneThatWentOnStartsAtItsStart(t *testing.T) {
+	p := newPair(t)
+	p.from.file(p.from.root, "large", incompressible(24<<20))
+	c := &cutter{after: never}
+	p.src.config.Dial = c.dial
+	p.src.restart()
+	p.propose()
+	c.setCut(func() int64 {
+		if c.cuts.Load() > 0 {
+			return -1
+		}
+		return 8 << 20
+	})
+	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it breaks", func() bool { return c.cuts.Load() > 0 })
+	p.same()
+	before := p.dst.status(p.id)
+	p.from.file(p.from.root, "small", "more")
+	p.same()
+	if s := p.dst.status(p.id); s.LastErrorTime != before.LastErrorTime {
+		t.Errorf("the target refuses it: %s", s.LastError)
+	}
+}
+
 func TestAFirstTransferGoesOnAfterRestartsOfBothNodes(t *testing.T) {
 	p := newPair(t)
 	for i := range 40 {

@@ -217,6 +217,21 @@ func TestARelationshipIsDisabledAndEnabled(t *testing.T) {
 	}
 }
 
+func TestTheTargetSaysWhyItsSourceIsGone(t *testing.T) {
+	p, conn, _ := talk(t)
+	conn.Close()
+	eventually(t, "the target says it", func() bool {
+		s := p.dst.status(p.id)
+		return s.Job == JobDisconnected && strings.Contains(s.LastError, "the source closed the connection") && !s.LastErrorTime.IsZero()
+	})
+	p, conn, _ = talk(t)
+	no(conn.Send(wire.TypeBye, wire.Bye{ID: p.id, Reason: "disabled"}))
+	eventually(t, "the target knows that it is disabled", func() bool { return p.dst.status(p.id).Job == JobDisabled })
+	if s := p.dst.status(p.id); s.LastError != "" {
+		t.Errorf("a source that took its leave is an error: %q", s.LastError)
+	}
+}
+
 func TestDeletedOnTheSourceTheTargetIsFree(t *testing.T) {
 	p := newPair(t).create()
 	p.from.file(p.from.root, "f", "x")

@@ -65,7 +65,9 @@ func (m *Manager) attached(conn *wire.Conn, content []byte) error {
 	if err := s.open(m, a); err != nil {
 		return s.fail(err)
 	}
-	return s.serve()
+	err := s.serve()
+	s.lost(err)
+	return err
 }
 
 // admit finds the relationship of a source that attaches, or says why it cannot.
@@ -107,6 +109,14 @@ func (s *targetSession) takeOver() error {
 		<-before.done
 	}
 	return nil
+}
+
+// lost notes why the source is gone. It says nothing where the source took its leave, or this end has ended the
+// session and knows why.
+func (s *targetSession) lost(err error) {
+	if s.ctx.Err() == nil && s.r.snapshot().Enabled {
+		s.r.fail(JobDisconnected, err, time.Time{})
+	}
 }
 
 // over ends the session for whoever waits.
@@ -331,6 +341,7 @@ func (s *targetSession) drain(over <-chan time.Time) {
 func (s *targetSession) applyFrame(frame received, began *bool) error {
 	switch {
 	case frame.kind == wire.TypeBegin && !*began:
+		s.begun = wire.Begin{} // a field that is left out must not be what it was in the transfer before
 		if err := wire.Parse(frame.content, &s.begun); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ package sys
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -186,11 +187,20 @@ func (b *Backing) IdentAt(dirfd int, name string) (journal.Ident, error) {
 	return b.decode(&h)
 }
 
+// How often, and at which intervals, OpenIdent asks again whether memory is short.
+const (
+	memoryTries = 1000
+	memoryPause = time.Millisecond
+)
+
 // OpenIdent opens an inode by its identity. The identity of an inode that is gone gives ESTALE.
+//
+// While the number of an inode that is gone is given to a new one, ext4 says ENOMEM (iget_locked has no other
+// word for it). That passes in a moment, so it is believed only when it stays.
 func (b *Backing) OpenIdent(id journal.Ident, flags int) (int, error) {
 	var h fileHandle
 	b.encode(id, &h)
-	for {
+	for short := 0; ; {
 		fd, _, errno := unix.Syscall(unix.SYS_OPEN_BY_HANDLE_AT, uintptr(b.fd), uintptr(unsafe.Pointer(&h)),
 			uintptr(flags|unix.O_CLOEXEC|unix.O_NOFOLLOW))
 		switch errno {
@@ -198,8 +208,12 @@ func (b *Backing) OpenIdent(id journal.Ident, flags int) (int, error) {
 			return int(fd), nil
 		case unix.EINTR:
 			continue
-		default:
-			return -1, errno
+		case unix.ENOMEM:
+			if short++; short < memoryTries {
+				time.Sleep(memoryPause)
+				continue
+			}
 		}
+		return -1, errno
 	}
 }

@@ -126,6 +126,78 @@ func send(address string, n int) error {
 	return err
 }
 
+// packets is an UDP socket in a namespace.
+func packets(t *testing.T, n *Namespace) net.PacketConn {
+	t.Helper()
+	var c net.PacketConn
+	var err error
+	n.Do(func() { c, err = net.ListenPacket("udp", n.Address+":0") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// heard reports whether a packet arrives within a moment.
+func heard(t *testing.T, from, to net.PacketConn) bool {
+	t.Helper()
+	if _, err := from.WriteTo([]byte("x"), to.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := to.ReadFrom(make([]byte, 1))
+	return err == nil
+}
+
+func TestAMutedEndHearsAndIsNotHeard(t *testing.T) {
+	a, b := Join(t)
+	atA, atB := packets(t, a), packets(t, b)
+	Eventually(t, 30*time.Second, "the wire carries packets both ways", func() error {
+		if !heard(t, atA, atB) || !heard(t, atB, atA) {
+			return errors.New("it does not yet")
+		}
+		return nil
+	})
+	a.Mute(t, b)
+	if heard(t, atA, atB) || !heard(t, atB, atA) {
+		t.Error("the muted end is heard, or does not hear")
+	}
+	a.Unmute(t, b)
+	Eventually(t, 30*time.Second, "it is heard again", func() error {
+		if !heard(t, atA, atB) {
+			return errors.New("it is muted still")
+		}
+		return nil
+	})
+}
+
+func TestANarrowWireCarriesAllOfAConnection(t *testing.T) {
+	a, b := Join(t)
+	listener := b.Listen(t)
+	defer listener.Close()
+	a.Narrow(t)
+	c, err := a.Dial(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c.Write(make([]byte, 100_000))
+		c.Close()
+	}()
+	at, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	if n, err := io.Copy(io.Discard, at); n != 100_000 || err != nil {
+		t.Errorf("%d bytes arrive, %v", n, err)
+	}
+	a.Widen(t)
+}
+
 func TestNobodyElseIsReachedFromANamespace(t *testing.T) {
 	n := NewNamespace(t)
 	var err error

@@ -26,6 +26,7 @@ var tools = map[string]string{
 	"mkfs.xfs":   "xfsprogs",
 	"mkfs.btrfs": "btrfs-progs",
 	"ip":         "iproute2",
+	"tc":         "iproute2",
 	"go":         "golang (1.26 or newer, from go.dev)",
 }
 

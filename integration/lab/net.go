@@ -3,10 +3,12 @@ package lab
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,17 +86,77 @@ func Join(t T) (*Namespace, *Namespace) {
 	return a, b
 }
 
+// Apart runs f in the namespace as Do does, but in a thread of its own, so that f may take long.
+func (n *Namespace) Apart(f func()) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		err := unix.Setns(n.fd, unix.CLONE_NEWNET)
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// Listen listens on a free TCP port of the namespace's address.
+func (n *Namespace) Listen(t T) net.Listener {
+	t.Helper()
+	var listener net.Listener
+	var err error
+	n.Do(func() { listener, err = net.Listen("tcp", n.Address+":0") })
+	if err != nil {
+		t.Fatalf("listen in a network namespace: %v", err)
+	}
+	return listener
+}
+
+// Dial connects over TCP, from the namespace.
+func (n *Namespace) Dial(address string) (c net.Conn, err error) {
+	if entered := n.Apart(func() { c, err = net.DialTimeout("tcp", address, dialTimeout) }); entered != nil {
+		return nil, entered
+	}
+	return c, err
+}
+
+// dialTimeout is how long a connection may take to be made.
+const dialTimeout = 10 * time.Second
+
+// Mute makes the wire lose all that this end sends to the other, which goes on being heard. Unmute ends that.
+func (n *Namespace) Mute(t T, other *Namespace) {
+	// The other end takes no frame that is for a hardware address which is not its own.
+	n.ip(t, fmt.Sprintf("neigh replace %s lladdr 02:00:00:00:00:00 dev %s nud permanent", other.Address, wire))
+}
+
+func (n *Namespace) Unmute(t T, other *Namespace) {
+	n.ip(t, fmt.Sprintf("neigh del %s dev %s", other.Address, wire))
+}
+
+// Narrow makes what this end sends slow and late, and loses some of it when there is much. Widen ends that.
+func (n *Namespace) Narrow(t T) {
+	n.run(t, "tc", "qdisc replace dev "+wire+" root tbf rate 800kbit burst 4kb limit 16kb")
+}
+
+func (n *Namespace) Widen(t T) { n.run(t, "tc", "qdisc del dev "+wire+" root") }
+
 // Cut takes the wire down at this end, Mend puts it back.
 func (n *Namespace) Cut(t T)  { n.ip(t, "link set "+wire+" down") }
 func (n *Namespace) Mend(t T) { n.ip(t, "link set "+wire+" up") }
 
 func (n *Namespace) ip(t T, args string) {
 	t.Helper()
+	n.run(t, "ip", args)
+}
+
+// run runs a program in the namespace.
+func (n *Namespace) run(t T, program, args string) {
+	t.Helper()
 	var out []byte
 	var err error
-	n.Do(func() { out, err = exec.Command("ip", strings.Fields(args)...).CombinedOutput() })
+	n.Do(func() { out, err = exec.Command(program, strings.Fields(args)...).CombinedOutput() })
 	if err != nil {
-		t.Fatalf("ip %s: %v\n%s", args, err, out)
+		t.Fatalf("%s %s: %v\n%s", program, args, err, out)
 	}
 }
 

@@ -60,9 +60,20 @@ type Pair struct {
 // further arguments, and waits until both ends call it established.
 func Relate(t T, source *Node, volume string, target *Node, targetVolume string, authorize ...string) *Pair {
 	t.Helper()
-	p := Propose(t, source, volume, target, targetVolume)
-	target.Must(append([]string{"relationship", "authorize", "--yes"}, append(authorize, p.ID)...)...)
-	for _, n := range []*Node{source, target} {
+	return authorized(Propose(t, source, volume, target, targetVolume), authorize...)
+}
+
+// RelateAt is Relate with the address that the source is told to reach the target at.
+func RelateAt(t T, source *Node, volume string, target *Node, targetVolume, address string) *Pair {
+	t.Helper()
+	return authorized(proposeAt(t, source, volume, target, targetVolume, address))
+}
+
+// authorized makes a proposal an established relationship.
+func authorized(p *Pair, authorize ...string) *Pair {
+	p.t.Helper()
+	p.Target.Must(append([]string{"relationship", "authorize", "--yes"}, append(authorize, p.ID)...)...)
+	for _, n := range []*Node{p.Source, p.Target} {
 		p.Await(n, time.Minute, "established", func(s Status) error {
 			if s.State != "established" {
 				return fmt.Errorf("it is %s", s.State)
@@ -76,9 +87,13 @@ func Relate(t T, source *Node, volume string, target *Node, targetVolume string,
 // Propose creates a relationship and waits until the target awaits authorization.
 func Propose(t T, source *Node, volume string, target *Node, targetVolume string) *Pair {
 	t.Helper()
+	return proposeAt(t, source, volume, target, targetVolume, target.Namespace.Address)
+}
+
+func proposeAt(t T, source *Node, volume string, target *Node, targetVolume, address string) *Pair {
+	t.Helper()
 	var created Status
-	source.Decode(&created, "relationship", "create", "--source", volume,
-		"--target", target.Namespace.Address, "--target-volume", targetVolume)
+	source.Decode(&created, "relationship", "create", "--source", volume, "--target", address, "--target-volume", targetVolume)
 	p := &Pair{Source: source, Target: target, ID: created.ID, t: t}
 	p.Await(target, time.Minute, "awaiting authorization", func(s Status) error {
 		if s.State != "awaiting-authorization" {

@@ -307,7 +307,11 @@ func FuzzHello(f *testing.F) {
 	f.Add(h)
 	f.Add([]byte("TNDM"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := parseHello(b)
+		var h Hello
+		var err error
+		if n := allocated(func() { h, err = parseHello(b) }); n > slack+2*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d of memory", len(b), n)
+		}
 		if err != nil {
 			return
 		}

@@ -48,7 +48,11 @@ func (d *Decoder) inode(r *Record) {
 	a.Mode, a.UID, a.GID = d.uvarint32(), d.uvarint32(), d.uvarint32()
 	a.Rdev, a.Size = d.uvarint(), int64(d.uvarint())
 	a.Atime, a.Mtime = d.time(), d.time()
-	for n := d.uvarint(); n > 0 && !d.bad; n-- {
+	n := d.uvarint()
+	if n > mostXattrs {
+		d.bad = true
+	}
+	for ; n > 0 && !d.bad; n-- {
 		name := string(d.bytes(MaxName))
 		r.Xattrs = append(r.Xattrs, journal.Xattr{Name: name, Value: d.bytes(MaxXattrValue)})
 	}

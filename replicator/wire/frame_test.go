@@ -127,7 +127,12 @@ func FuzzFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := frameReader{from: bytes.NewReader(b), limit: MaxRaw}
 		for {
-			kind, content, err := r.read(nil)
+			var kind Type
+			var content []byte
+			var err error
+			if n := allocated(func() { kind, content, err = r.read(nil) }); n > MaxRaw+maxPayload+slack {
+				t.Fatalf("a frame took %d bytes of memory", n)
+			}
 			if err != nil {
 				return
 			}

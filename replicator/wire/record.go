@@ -53,6 +53,8 @@ const (
 	MaxData       = 256 << 10
 	// maxXattrs bounds all extended attributes of an inode, so that its record fits a frame.
 	maxXattrs = MaxRaw - 64<<10
+	// mostXattrs is how many that can be: each has a name, and takes the room of two lengths.
+	mostXattrs = maxXattrs / (1 + 2*binary.MaxVarintLen32)
 	// maxRecordHead is more than a record takes besides names, values and content.
 	maxRecordHead = 256
 )

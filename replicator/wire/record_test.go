@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -164,6 +165,18 @@ func TestWhatLinuxDoesNotHaveIsRefused(t *testing.T) {
 	}
 }
 
+func TestAttributesThatAreTooManyAreRefusedBeforeTheyAreKept(t *testing.T) {
+	r := Record{Kind: KindInode, Ident: journal.Ident{Ino: 1}, Attr: journal.Attr{Mode: 0o100600}}
+	b := encoded(t, []Record{r})
+	b = append(binary.AppendUvarint(b[:len(b)-1], MaxRaw), make([]byte, 2*MaxRaw)...) // all without name and value
+	var d Decoder
+	d.Reset(b)
+	var err error
+	if n := allocated(func() { _, err = d.Next(&r) }); !errors.Is(err, ErrRecord) || n > slack {
+		t.Errorf("%d bytes of memory were taken, %v", n, err)
+	}
+}
+
 func TestARecordThatIsCutShortIsNoticed(t *testing.T) {
 	for _, r := range records() {
 		whole := encoded(t, []Record{r})
@@ -177,6 +190,10 @@ func TestARecordThatIsCutShortIsNoticed(t *testing.T) {
 	}
 }
 
+// perAttribute bounds the memory that one byte of extended attributes can cost: two bytes are one of them at
+// least, and a slice that grows was nearly as large before.
+const perAttribute = 64
+
 // What is decoded is sound, and encodes to something that decodes to the same.
 func FuzzRecords(f *testing.F) {
 	all := records()
@@ -189,7 +206,11 @@ func FuzzRecords(f *testing.F) {
 		var r Record
 		d.Reset(b)
 		for range len(b) + 1 {
-			ok, err := d.Next(&r)
+			var ok bool
+			var err error
+			if n := allocated(func() { ok, err = d.Next(&r) }); n > slack+perAttribute*uint64(len(b)) {
+				t.Fatalf("a record in %d bytes took %d of memory", len(b), n)
+			}
 			if err != nil || !ok {
 				return
 			}
