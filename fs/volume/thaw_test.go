@@ -18,11 +18,12 @@ type transfer struct {
 	known []journal.Ident // inodes that it made or met
 }
 
+// draw draws an inode of a kind, but none that was removed: a transfer does not come back to those.
 func (x *transfer) draw(t *rapid.T, what string, kind uint32) (journal.Ident, bool) {
 	var list []journal.Ident
 	for _, id := range x.known {
 		var n Inode
-		if x.h.v.Stat(id, &n) == nil && (kind == 0 || uint32(n.Stat.Mode)&unix.S_IFMT == kind) {
+		if !x.h.v.removed(id) && x.h.v.Stat(id, &n) == nil && (kind == 0 || uint32(n.Stat.Mode)&unix.S_IFMT == kind) {
 			list = append(list, id)
 		}
 	}
