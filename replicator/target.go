@@ -10,6 +10,7 @@ import (
 	"io"
 	"time"
 
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -366,6 +367,7 @@ func (s *targetSession) end(frame received) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-replies")
 	if err := s.conn.Send(wire.TypeCommitted, done); err != nil {
 		return err
 	}
