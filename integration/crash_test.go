@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,13 +83,13 @@ type crash struct {
 	pair           *lab.Pair // nil: none
 	extra          string    // the directory of a volume that comes and goes
 	history        *steps
-	plain          string                   // has what the source has
-	trail          string                   // has what the target showed when it was looked at last
-	behind         []func(dir string) error // what the source did in this round
-	ahead          int                      // how much of it the trail has
-	asked          *pending                 // what was under way when the daemon died; nil: nothing
-	unused         []string                 // copies of the source that only the trail still needs
-	serial         int                      // of snapshots
+	plain          string   // has what the source has
+	trail          string   // has what the target showed when it was looked at last
+	behind         []call   // what the source did in this round
+	ahead          int      // how much of it the trail has
+	asked          *pending // what was under way when the daemon died; nil: nothing
+	unused         []string // copies of the source that only the trail still needs
+	serial         int      // of snapshots
 	kept           map[*volume]map[string]*tree.Manifest
 	saved          map[string]savedTree // the same for snapshots of the source, to go back to
 
@@ -297,7 +296,7 @@ func (c *crash) call(victim *volume) {
 	err := next.in(c.source.Mount)
 	switch {
 	case err == nil:
-		c.happened(next.do)
+		c.happened(next)
 	case victim == c.source:
 		c.interrupted(err, func() error { return c.callAgain(next) })
 	default:
@@ -306,10 +305,10 @@ func (c *crash) call(victim *volume) {
 }
 
 // happened does what the source did on the plain directory, and later on the trail.
-func (c *crash) happened(do func(dir string) error) {
+func (c *crash) happened(done call) {
 	c.t.Helper()
-	check(c.t, do(c.plain))
-	c.behind = append(c.behind, do)
+	check(c.t, done.in(c.plain))
+	c.behind = append(c.behind, done)
 }
 
 // callAgain finds out what a call did that was under way, and has it done.
@@ -325,14 +324,14 @@ func (c *crash) callAgain(under call) error {
 			if err := under.in(c.source.Mount); err != nil {
 				return err
 			}
-			c.happened(under.do)
+			c.happened(under)
 			return nil
 		case len(differences) == 0:
 			return nil
 		case i == len(effects):
 			return fmt.Errorf("call %d was under way, and this is none of its outcomes:\n%s", under.number, strings.Join(differences, "\n"))
 		}
-		c.happened(effects[i])
+		c.happened(call{number: under.number, do: effects[i]})
 	}
 }
 
@@ -350,33 +349,63 @@ func (c *crash) isOnTrail(dir string) error {
 	if err != nil {
 		return err
 	}
-	var differences []string
+	count, err := readCounter(dir)
+	if err != nil {
+		return err
+	}
+	var near []string
 	for {
-		if sameCounter(dir, c.trail) {
-			differences = tree.Compare(got, scan(c.t, c.trail), tree.Options{IgnoreTimes: true, IgnoreHoles: true})
+		now, err := readCounter(c.trail)
+		check(c.t, err)
+		if now == count {
+			differences := c.fromTrail(got, dir)
 			if len(differences) == 0 {
 				return nil
 			}
+			near = append(append(near, fmt.Sprint("to the state ", c.ahead, ":")), differences...)
 		}
-		if len(c.behind) == c.ahead {
-			c.t.Fatalf("round %d: %s is at none of the source's states since the last look; the differences to one near it:\n%s",
-				c.round, dir, strings.Join(differences, "\n"))
+		if c.ahead == len(c.behind) {
+			c.t.Fatalf("round %d: %s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
+				c.round, dir, count, strings.Join(near, "\n"))
 		}
 		c.follow()
 	}
 }
 
-// sameCounter reports whether two directories were changed as often.
-func sameCounter(a, b string) bool {
-	x, errX := os.ReadFile(filepath.Join(a, counter))
-	y, errY := os.ReadFile(filepath.Join(b, counter))
-	return bytes.Equal(x, y) && errors.Is(errX, fs.ErrNotExist) == errors.Is(errY, fs.ErrNotExist)
+// readCounter gives how often a directory was changed; "" if never.
+func readCounter(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, counter))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return string(text), err
+}
+
+// fromTrail tells how a directory differs from the trail, which may have to make a part of the next call for it.
+func (c *crash) fromTrail(got *tree.Manifest, dir string) []string {
+	c.t.Helper()
+	o := tree.Options{IgnoreTimes: true, IgnoreHoles: true}
+	differences := tree.Compare(got, scan(c.t, c.trail), o)
+	if len(differences) == 0 || c.ahead == len(c.behind) || !c.behind[c.ahead].repeats {
+		return differences
+	}
+	parts, err := c.behind[c.ahead].effects(dir)
+	if err != nil { // it has no such file
+		return differences
+	}
+	for _, part := range parts {
+		check(c.t, part(c.trail))
+	}
+	if len(tree.Compare(got, scan(c.t, c.trail), o)) == 0 {
+		return nil
+	}
+	return differences
 }
 
 // follow has the trail make one of the source's calls.
 func (c *crash) follow() {
 	c.t.Helper()
-	check(c.t, c.behind[c.ahead](c.trail))
+	check(c.t, c.behind[c.ahead].in(c.trail))
 	c.ahead++
 }
 
@@ -553,7 +582,7 @@ func (c *crash) restore(victim *volume) {
 // restored notes that the source is what it was when a snapshot was taken.
 func (c *crash) restored(s savedTree) {
 	c.t.Helper()
-	c.happened(func(dir string) error { return become(dir, s.dir) })
+	c.happened(call{do: func(dir string) error { return become(dir, s.dir) }})
 	c.history.files, c.history.dirs = slices.Clone(s.files), slices.Clone(s.dirs)
 }
 
@@ -620,6 +649,9 @@ func (c *crash) relate(victim *volume) {
 		}
 		return fmt.Errorf("it is %s", s.State)
 	})
+	if victim != nil && !victim.Node.Running() { // agree goes on with it
+		c.interrupted(errors.New("the beginning of a relationship"), func() error { return nil })
+	}
 }
 
 // comeAndGo makes another volume and removes it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -226,11 +227,15 @@ func rename(from, to string) call {
 	return call{do: func(dir string) error { return unix.Rename(filepath.Join(dir, from), filepath.Join(dir, to)) }}
 }
 
-// writeAt writes into a file. A process that is killed may have written the beginning.
+// writeAt writes into a file. The kernel may make several requests of it: a point in time may have only the
+// beginning, and so may a file whose daemon was killed.
 func writeAt(path string, b []byte, off int64) call {
 	write := func(dir string, b []byte) error {
 		return withFile(filepath.Join(dir, path), func(fd int) error {
-			_, err := unix.Pwrite(fd, b, off)
+			n, err := unix.Pwrite(fd, b, off)
+			if err == nil && n < len(b) {
+				err = io.ErrShortWrite // what came after its beginning has failed
+			}
 			return err
 		})
 	}
