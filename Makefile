@@ -8,8 +8,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab
 FUZZTIME ?= 10s
 BENCH ?=
+CRASH_ROUNDS ?= 1000
+CRASH_SEED ?= 20261123
 
-.PHONY: help build check test demo fuzz bench-mount clean
+.PHONY: help build check test crash demo fuzz bench-mount clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +29,11 @@ check: ## formatting, vet, staticcheck, import walls, tests with the race detect
 test: ## install what the tests need (as root, on Debian) and run all of them
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
 	go test -timeout 14m ./...
+
+crash: ## CRASH_ROUNDS (1000) rounds of load, kill of a daemon, restart, compare; CRASH_SEED makes others
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
+	TANDEMFS_CRASH_ROUNDS=$(CRASH_ROUNDS) go test -count=1 -v -timeout 24h \
+		-run '^TestWhatWasKilledAtAnyMomentIsAsItWas$$' ./integration -seed $(CRASH_SEED)
 
 demo: ## two nodes on this machine: protect, replicate, change, fail over (KEEP=1 leaves them running)
 	integration/install.sh e2fsprogs

@@ -623,11 +623,8 @@ func (c *crash) ended() error {
 // relate makes the target a copy of the source, as far as it is not, unless the victim dies meanwhile.
 func (c *crash) relate(victim *volume) {
 	c.t.Helper()
-	if c.pair == nil {
-		var created statusOf
-		c.a.Decode(&created, "relationship", "create", "--source", c.source.Name,
-			"--target", c.b.Namespace.Address, "--target-volume", c.target.Name)
-		c.pair = lab.Related(c.t, c.a, c.b, created.ID)
+	if c.pair == nil && !c.propose(victim) {
+		return
 	}
 	lab.Eventually(c.t, time.Minute, "the relationship is established", func() error {
 		if victim != nil && !victim.Node.Running() {
@@ -652,6 +649,24 @@ func (c *crash) relate(victim *volume) {
 	if victim != nil && !victim.Node.Running() { // agree goes on with it
 		c.interrupted(errors.New("the beginning of a relationship"), func() error { return nil })
 	}
+}
+
+// propose creates a relationship, unless the victim dies meanwhile.
+func (c *crash) propose(victim *volume) bool {
+	c.t.Helper()
+	r := c.a.Run("relationship", "create", "--source", c.source.Name,
+		"--target", c.b.Namespace.Address, "--target-volume", c.target.Name, "--json")
+	var created statusOf
+	err := json.Unmarshal([]byte(r.Stdout), &created)
+	if r.Code == 0 && err == nil {
+		c.pair = lab.Related(c.t, c.a, c.b, created.ID)
+		return true
+	}
+	if victim == nil || !victim.Node.Ends(10*time.Second) {
+		c.t.Fatalf("round %d: create a relationship: %v\n%s", c.round, err, r.Stderr)
+	}
+	c.interrupted(errors.New(r.Stderr), func() error { return nil })
+	return false
 }
 
 // comeAndGo makes another volume and removes it.
