@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -20,8 +21,9 @@ type steps struct {
 	r     *rand.Rand
 	files []fileName
 	dirs  []string
-	next  int // for new names
-	calls int // drawn so far
+	next  int   // for new names
+	calls int   // drawn so far
+	half  *call // drawn, and made in a part only
 }
 
 // A fileName is a name of a file that there is; of two names with one inode neither is renamed over the other.
@@ -82,6 +84,30 @@ func (c call) effects(shown string) ([]func(dir string) error, error) {
 		return []func(dir string) error{c.do}, nil
 	}
 	return c.died(shown)
+}
+
+// begin makes as much of the next call as a directory shows of it, if it can show a part, and all of it otherwise.
+func (s *steps) begin(dir, shown string) error {
+	next := s.draw()
+	if !next.repeats {
+		return next.in(dir)
+	}
+	s.half = &next
+	parts, err := next.effects(shown)
+	if err != nil { // there is no such file: it shows nothing of it
+		return nil
+	}
+	for _, part := range parts {
+		err = errors.Join(err, part(dir))
+	}
+	return err
+}
+
+// finish makes what begin made a part of.
+func (s *steps) finish(dir string) error {
+	half := s.half
+	s.half = nil
+	return half.in(dir)
 }
 
 // in makes the call in a directory.
