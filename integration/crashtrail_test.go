@@ -32,7 +32,7 @@ func (c *crash) isOnTrail(dir string) error {
 			if len(differences) == 0 {
 				return nil
 			}
-			near = append(append(near, fmt.Sprint("to the state ", c.ahead, ":")), differences...)
+			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
 		}
 		if c.ahead == len(c.behind) {
 			c.t.Fatalf("round %d: %s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
@@ -40,6 +40,14 @@ func (c *crash) isOnTrail(dir string) error {
 		}
 		c.follow()
 	}
+}
+
+// beforeCall tells which call comes next on the trail.
+func (c *crash) beforeCall() string {
+	if c.ahead == len(c.behind) {
+		return ", the last"
+	}
+	return fmt.Sprintf(", before call %d (%s)", c.behind[c.ahead].number, c.behind[c.ahead].what)
 }
 
 // readCounter gives how often a directory was changed; "" if never.

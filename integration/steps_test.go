@@ -35,6 +35,7 @@ type fileName struct {
 // A call is one system call of a history, or a few that are one change.
 type call struct {
 	number int
+	what   string // for a report
 	do     func(dir string) error
 	// died gives what was done one after the other, at most, by a call during which the daemon died; shown is
 	// what there is since then. It is nil for a call that happens as a whole or not at all.
@@ -113,7 +114,7 @@ func (s *steps) finish(dir string) error {
 // in makes the call in a directory.
 func (c call) in(dir string) error {
 	if err := c.do(dir); err != nil {
-		return fmt.Errorf("call %d: %w", c.number, err)
+		return fmt.Errorf("call %d (%s): %w", c.number, c.what, err)
 	}
 	return nil
 }
@@ -139,7 +140,7 @@ func (s *steps) changeContent(kind int) call {
 	switch kind {
 	case 0:
 		size := s.r.Int64N(300_000)
-		return call{do: func(dir string) error { return unix.Truncate(filepath.Join(dir, path), size) }}
+		return call{what: fmt.Sprintf("truncate %s to %d", path, size), do: func(dir string) error { return unix.Truncate(filepath.Join(dir, path), size) }}
 	case 1:
 		mode := uint32(0o600 + s.r.IntN(64))
 		return call{do: func(dir string) error { return unix.Chmod(filepath.Join(dir, path), mode) }}
@@ -148,7 +149,7 @@ func (s *steps) changeContent(kind int) call {
 		return call{do: func(dir string) error { return unix.Setxattr(filepath.Join(dir, path), "user.x", value, 0) }}
 	case 3:
 		off, length := s.r.Int64N(300_000), 1+s.r.Int64N(100_000)
-		return call{do: func(dir string) error {
+		return call{what: fmt.Sprintf("punch %d bytes at %d of %s", length, off, path), do: func(dir string) error {
 			return withFile(filepath.Join(dir, path), func(fd int) error {
 				return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
 			})
@@ -250,7 +251,9 @@ func mknod(path string) call {
 }
 
 func rename(from, to string) call {
-	return call{do: func(dir string) error { return unix.Rename(filepath.Join(dir, from), filepath.Join(dir, to)) }}
+	return call{what: "rename " + from + " to " + to, do: func(dir string) error {
+		return unix.Rename(filepath.Join(dir, from), filepath.Join(dir, to))
+	}}
 }
 
 // writeAt writes into a file. The kernel may make several requests of it: a point in time may have only the
@@ -266,6 +269,7 @@ func writeAt(path string, b []byte, off int64) call {
 		})
 	}
 	return call{
+		what:    fmt.Sprintf("write %d bytes at %d of %s", len(b), off, path),
 		repeats: true,
 		do:      func(dir string) error { return write(dir, b) },
 		died: func(shown string) ([]func(dir string) error, error) {
