@@ -184,12 +184,15 @@ var occasions = []occasion{
 	{regexp.MustCompile(`^volume/restore`), "source", (*crash).restore, 1},
 	{regexp.MustCompile(`^volume/undo`), "source", (*crash).restore, 5},
 	{regexp.MustCompile(`^volume/(snapshot|reclaim)|^journal/(sweep|released)`), "", (*crash).snapshot, 2},
-	{regexp.MustCompile(`^volume/(made|exchanged|replaced|linked)`), "source", (*crash).snapshot, 10},
-	{regexp.MustCompile(`^volume/content|^volume/retained|^journal/recorded`), "", (*crash).snapshot, 200},
+	{regexp.MustCompile(`^volume/exchanged`), "source", (*crash).snapshot, 1},
+	{regexp.MustCompile(`^volume/(made|replaced|linked)`), "source", (*crash).snapshot, 10},
+	{regexp.MustCompile(`^volume/retained`), "", (*crash).snapshot, 10},
+	{regexp.MustCompile(`^volume/content|^journal/recorded`), "", (*crash).snapshot, 200},
 	{regexp.MustCompile(`^volume/(moved|placed|created|dropped)|^replicator/target-item`), "target", (*crash).nothing, 200},
 	{regexp.MustCompile(`^volume/commit|^replicator/target`), "target", (*crash).nothing, 5},
 	{regexp.MustCompile(`^replicator/source`), "source", (*crash).nothing, 5},
 	{regexp.MustCompile(`^volume/(publish|turned)`), "", (*crash).restoreOrNot, 2},
+	{regexp.MustCompile(`^journal/(fold|absorb|logs)`), "", (*crash).snapshot, 2},
 	{regexp.MustCompile(``), "", (*crash).anything, 5},
 }
 

@@ -35,6 +35,11 @@ func (c *crash) isOnTrail(dir string) error {
 			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
 		}
 		if c.ahead == len(c.behind) {
+			again, err := tree.Scan(dir)
+			if err == nil {
+				near = append(near, "looked at again, it differs from the first look by:")
+				near = append(near, tree.Compare(got, again, tree.Options{})...)
+			}
 			c.t.Fatalf("round %d: %s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
 				c.round, dir, count, strings.Join(near, "\n"))
 		}
