@@ -9,10 +9,12 @@ MOUNTING := tandemfs/fs/mount|tandemfs/integration|tandemfs/integration/lab|tand
 FUZZTIME ?= 10s
 NETFAULT_ROUNDS ?= 200
 BENCH ?=
+CRASH_ROUNDS ?= 1000
+CRASH_SEED ?= 20261123
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test demo fuzz model soak netfault bench-mount bench-snapshot clean
+.PHONY: help build check test crash demo fuzz model soak netfault bench-mount bench-snapshot clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +33,11 @@ test: ## install what the tests need (as root, on Debian), run all of them, and 
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
 	go test -timeout 14m ./...
 	$(MAKE) fuzz
+
+crash: ## CRASH_ROUNDS (1000) rounds of load, kill of a daemon, restart, compare; CRASH_SEED makes others
+	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
+	TANDEMFS_CRASH_ROUNDS=$(CRASH_ROUNDS) go test -count=1 -v -timeout 24h \
+		-run '^TestWhatWasKilledAtAnyMomentIsAsItWas$$' ./integration -seed $(CRASH_SEED)
 
 demo: ## two nodes on this machine: protect, replicate, change, fail over (KEEP=1 leaves them running)
 	integration/install.sh e2fsprogs

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 // seed prints the seed and gives it, a different one for each purpose.
 func seed(t *testing.T, purpose uint64) uint64 {
 	t.Helper()
-	t.Logf("seed %d (go test -run '%s' -seed %d)", *seedFlag+purpose, t.Name(), *seedFlag)
+	t.Logf("seed %d (go test -run '%s' ./integration -seed %d)", *seedFlag+purpose, t.Name(), *seedFlag)
 	return *seedFlag + purpose
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"tandemfs/journal/crashpoint"
 )
 
 // The store's history: what each epoch found of an inode or a name, kept by inode and name. It is there for
@@ -264,6 +266,7 @@ func (s *store) fold(into, from Epoch) (deleted int64, err error) {
 		if err := s.foldKind(kind.key, into, from, kind.put); err != nil {
 			return deleted, err
 		}
+		crashpoint.Here("journal/fold-put")
 		n, err := s.deletePrefix(epochKey(kind.key, from))
 		if deleted += n; err != nil {
 			return deleted, err

@@ -99,6 +99,7 @@ type Journal struct {
 	lock    *os.File
 	mark    mark
 	clean   bool
+	died    bool // the process before did not close the journal
 	store   *store
 	changed chan struct{}
 
@@ -178,6 +179,7 @@ func (j *Journal) open() error {
 	}
 	sameBoot := old.ID == "" || old.Boot == j.options.BootID
 	j.clean = sameBoot || old.Clean
+	j.died = old.ID != "" && !old.Clean
 	if err := writeMark(j.dir, j.mark); err != nil {
 		return err
 	}
@@ -280,6 +282,10 @@ func (j *Journal) ID() string { return j.mark.ID }
 // volume must be reconciled with its peer (A2). The answer is about the last opening only: whoever has
 // not finished reconciling notes that with SetState before it does anything else.
 func (j *Journal) Clean() bool { return j.clean }
+
+// Died reports whether the process that had the journal open before died without closing it: what it did
+// last may be without the records that are written after the fact (see NoteCreated).
+func (j *Journal) Died() bool { return j.died }
 
 // Epoch is the current epoch.
 func (j *Journal) Epoch() Epoch {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
+
+	"tandemfs/journal/crashpoint"
 )
 
 const (
@@ -128,6 +130,7 @@ func (j *Journal) absorb(g *generation) error {
 	if err := j.saveState(); err != nil {
 		return err
 	}
+	crashpoint.Here("journal/absorb-announced")
 	err := j.store.batch(func(b *badger.WriteBatch) error {
 		for n, x := range indexes {
 			if n <= useless {
@@ -142,13 +145,16 @@ func (j *Journal) absorb(g *generation) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Here("journal/absorb-written")
 	if err := j.store.sync(); err != nil {
 		return err
 	}
 	j.mu.Lock()
 	j.state.absorbed = g.log.generation
 	j.mu.Unlock()
-	return errors.Join(j.saveState(), j.store.sync())
+	err = j.saveState()
+	crashpoint.Here("journal/absorb-noted")
+	return errors.Join(err, j.store.sync())
 }
 
 // checkSpace keeps the store from running into a full disk.
@@ -219,6 +225,7 @@ func (j *Journal) sweep() error {
 		if j.keeper.deleted += deleted; err != nil {
 			return err
 		}
+		crashpoint.Here("journal/sweep-past")
 	}
 	for _, n := range useless {
 		if err := j.sweepKeys(n, keyInode, keyName, keyWhere); err != nil {
@@ -226,6 +233,7 @@ func (j *Journal) sweep() error {
 		}
 	}
 	if len(useless)+len(pastless) > 0 {
+		crashpoint.Here("journal/sweep-deleted")
 		if err := j.swept(useless, pastless); err != nil {
 			return err
 		}
@@ -280,10 +288,12 @@ func (j *Journal) foldSome() error {
 		if j.keeper.deleted += doubled; err != nil {
 			return err
 		}
+		crashpoint.Here("journal/fold-deduped")
 		moved, err := j.store.fold(into, from)
 		if j.keeper.deleted += moved; err != nil {
 			return err
 		}
+		crashpoint.Here("journal/folded")
 		j.mu.Lock()
 		j.state.fold(into, from)
 		j.mu.Unlock()
@@ -342,6 +352,7 @@ func (j *Journal) sweepKeys(n Epoch, kinds ...byte) error {
 			return err
 		}
 		j.keeper.deleted += deleted
+		crashpoint.Here("journal/sweep-kind")
 	}
 	return nil
 }

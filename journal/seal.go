@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"tandemfs/journal/crashpoint"
 )
 
 // Seal ends the current epoch N, starts N+1 and returns N. It waits for the operations between Enter and
@@ -19,6 +21,7 @@ func (j *Journal) Seal(hold bool) (Epoch, error) {
 	if err := j.control(record{kind: recordSealed, epoch: n, hold: hold}); err != nil {
 		return 0, err
 	}
+	crashpoint.Here("journal/sealed")
 	return n, nil
 }
 
@@ -53,6 +56,7 @@ func (j *Journal) Release(n Epoch) {
 		j.options.Logger.Warn("journal: release not recorded", "epoch", n, "error", err)
 		j.apply(&r)
 	}
+	crashpoint.Here("journal/released")
 	j.dropUseless()
 }
 

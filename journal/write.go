@@ -3,6 +3,8 @@ package journal
 import (
 	"fmt"
 	"strings"
+
+	"tandemfs/journal/crashpoint"
 )
 
 const (
@@ -44,6 +46,7 @@ func (j *Journal) switchLogs() error {
 		return err
 	}
 	j.frozen, j.active, j.spare = j.active, newGeneration(j.spare), nil
+	crashpoint.Here("journal/logs-switched")
 	j.keeper.wake()
 	return nil
 }
@@ -59,6 +62,7 @@ func (j *Journal) write(r *record) error {
 	if cap(j.scratch) > 1<<16 {
 		j.scratch = nil
 	}
+	crashpoint.Here("journal/recorded")
 	j.written++
 	j.apply(r)
 	return nil

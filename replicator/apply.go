@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -100,6 +101,7 @@ func (a *applier) begin(b wire.Begin, sourceID string) error {
 	if err := a.checkpoint(); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-begun")
 	if goesOn || c.Base != 0 {
 		return nil
 	}
@@ -134,6 +136,7 @@ func (a *applier) startOver(root journal.Ident) error {
 	if err := a.clearRoot(); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-cleared")
 	if err := a.ids.Drop(); err != nil {
 		return err
 	}
@@ -215,6 +218,7 @@ func (a *applier) one(r *wire.Record) error {
 
 // itemDone counts an item that is applied whole.
 func (a *applier) itemDone() error {
+	crashpoint.Here("replicator/target-item")
 	a.cursor.Items++
 	a.cursor.Chain, a.cursor.Offset = a.pending, 0
 	a.count.set(a.cursor)
@@ -237,6 +241,7 @@ func (a *applier) checkpoint() error {
 	if err := a.ids.Flush(); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-flushed")
 	c := a.cursor
 	a.memory.Cursor = &c
 	a.unsaved, a.lastSaved = 0, time.Now()

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -58,9 +59,11 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	if err := a.checkpoint(); err != nil { // from here on no record comes again
 		return wire.Committed{}, err
 	}
+	crashpoint.Here("replicator/target-applied")
 	if err := a.vol.DropAside(a.forget); err != nil {
 		return wire.Committed{}, err
 	}
+	crashpoint.Here("replicator/target-dropped")
 	if err := a.ids.Flush(); err != nil {
 		return wire.Committed{}, err
 	}
@@ -68,6 +71,7 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	if err != nil {
 		return wire.Committed{}, err
 	}
+	crashpoint.Here("replicator/target-committed")
 	a.memory = targetMemory{SourceID: sourceID, Epoch: b.Cursor.Epoch, Time: b.Time, Own: own}
 	if err := a.publish(); err != nil {
 		return wire.Committed{}, err
@@ -85,9 +89,11 @@ func (a *applier) publish() error {
 	if err := j.Sync(); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-remembered")
 	if err := a.vol.Publish(a.memory.Own); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-published")
 	return j.Forget(a.memory.Own)
 }
 

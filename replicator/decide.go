@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -48,6 +49,7 @@ func (m *Manager) Authorize(ctx context.Context, id string, q AuthorizeRequest) 
 	if err := claim(vol, id, q.AllowNonEmpty); err != nil {
 		return Status{}, err
 	}
+	crashpoint.Here("replicator/claimed")
 	err = r.update(func(rec *record) {
 		rec.State, rec.TargetID, rec.AllowNonEmpty = StateEstablished, vol.ID(), q.AllowNonEmpty
 		rec.Target.Path, rec.Target.ReadOnly = vol.Path(), true

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -42,6 +43,7 @@ func (m *Manager) endTarget(r *relationship, reason string, tell bool) error {
 		if err := m.bury(tombstone{rec.ID, rec.Source.Fingerprint, reason}); err != nil {
 			return err
 		}
+		crashpoint.Here("replicator/end-buried")
 	}
 	r.endSession(reason, tell)
 	if rec.TargetID != "" { // it was authorized
@@ -86,10 +88,14 @@ func (m *Manager) unclaim(rec record) error {
 	if err := vol.Thaw(); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/end-thawed")
 	if err := vol.DropAside(func(journal.Ident) error { return nil }); err != nil {
 		return err
 	}
 	j := vol.Journal()
 	err = errors.Join(j.Map(rec.ID).Drop(), j.SetState(targetKey(rec.ID), nil))
-	return errors.Join(err, vol.SetReadOnly(false))
+	crashpoint.Here("replicator/end-forgotten")
+	err = errors.Join(err, vol.SetReadOnly(false))
+	crashpoint.Here("replicator/end-writable")
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // origin is a source volume with what the relationships that start from it share: the journal tells of
@@ -186,6 +187,7 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 	if err != nil {
 		return fmt.Errorf("seal of the volume: %w", err)
 	}
+	crashpoint.Here("replicator/source-sealed")
 	r.mu.Lock()
 	if r.removed || r.rec.State == StateEnded { // by the target's word, meanwhile: remove has let go of everything
 		r.mu.Unlock()
@@ -198,6 +200,7 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 	if err := remember(o.vol.Journal(), sourceKey(r.id), memory); err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/source-pending")
 	if base != 0 {
 		return nil
 	}
@@ -231,7 +234,10 @@ func (o *origin) settle(r *relationship, how func(*sourceEnd)) error {
 	e.view = nil
 	r.mu.Unlock()
 	// The journal hears of the new base before it may let go of the seal.
-	err := errors.Join(remember(o.vol.Journal(), sourceKey(r.id), memory), o.forget())
+	err := remember(o.vol.Journal(), sourceKey(r.id), memory)
+	crashpoint.Here("replicator/source-remembered")
+	err = errors.Join(err, o.forget())
+	crashpoint.Here("replicator/source-forgot")
 	if view != nil {
 		err = errors.Join(err, view.Close())
 	}

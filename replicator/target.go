@@ -10,6 +10,7 @@ import (
 	"io"
 	"time"
 
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -377,6 +378,7 @@ func (s *targetSession) end(frame received) error {
 	if err != nil {
 		return err
 	}
+	crashpoint.Here("replicator/target-replies")
 	if err := s.conn.Send(wire.TypeCommitted, done); err != nil {
 		return err
 	}

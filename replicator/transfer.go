@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator/wire"
 )
 
@@ -77,6 +78,7 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 	if err := s.conn.Send(wire.TypeEnd, wire.End{Items: send.cursor.Items, Chain: send.cursor.Chain, Digest: digest}); err != nil {
 		return none, err
 	}
+	crashpoint.Here("replicator/source-sent")
 	return answer[wire.Committed](ctx, s)
 }
 
@@ -133,6 +135,7 @@ func (s *sourceSession) confirm(p pendingTransfer, c wire.Committed) error {
 		return fmt.Errorf("%w: the target has committed seal %d, not %d", wire.ErrFrame, c.Epoch, p.Epoch)
 	}
 	s.r.meter.finish(time.Now(), true, work{c.Files, c.Bytes}, s.r.wire.Load())
+	crashpoint.Here("replicator/source-heard")
 	if err := s.origin.confirm(s.r); err != nil {
 		return failure{err}
 	}

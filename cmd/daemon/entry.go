@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandemfs/cmd/api"
+	"tandemfs/journal/crashpoint"
 )
 
 // retryPause is how long a volume that failed is left alone before the next who asks has it tried again.
@@ -174,6 +175,7 @@ func (e *entry) setReadOnly(readOnly bool) error {
 		if err := e.registry.keepReadOnly(e, true); err != nil {
 			return err
 		}
+		crashpoint.Here("daemon/read-only-kept")
 	}
 	if err := e.switchVolume(readOnly); err != nil {
 		if readOnly {
@@ -181,6 +183,7 @@ func (e *entry) setReadOnly(readOnly bool) error {
 		}
 		return err
 	}
+	crashpoint.Here("daemon/read-only-switched")
 	if !readOnly {
 		return e.registry.keepReadOnly(e, false)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tandemfs/cmd/api"
+	"tandemfs/journal/crashpoint"
 	"tandemfs/replicator"
 )
 
@@ -149,6 +150,7 @@ func (r *registry) create(want api.CreateVolume) (*entry, error) {
 	if err := r.add(e); err != nil {
 		return nil, err
 	}
+	crashpoint.Here("daemon/volume-added")
 	if err := e.bringUp(true); err != nil {
 		return nil, errors.Join(err, r.drop(e))
 	}
@@ -228,6 +230,7 @@ func (r *registry) remove(name string) (api.Volume, error) {
 	if left != nil {
 		was.Error = left.Error()
 	}
+	crashpoint.Here("daemon/volume-erased")
 	return was, r.drop(e)
 }
 

@@ -224,8 +224,11 @@ func (n *node) Restore(_ context.Context, name string, want api.Restore) (api.Sn
 			return api.Snapshot{}, err
 		}
 		first, err := v.Restore(want.Snapshot, part)
+		if err != nil && part != "" {
+			err = pathError(want.Snapshot, part, err)
+		}
 		if err != nil {
-			return api.Snapshot{}, pathError(want.Snapshot, part, err)
+			return api.Snapshot{}, err
 		}
 		n.log.Info("snapshot restored", "volume", name, "snapshot", want.Snapshot, "path", part, "before", first.Name)
 		return describeSnapshot(first, n.held(v)), nil

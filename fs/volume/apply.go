@@ -8,6 +8,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // The methods of this file are how a transfer changes a volume that is read-only to everybody else, and frozen
@@ -103,6 +104,7 @@ func (v *Volume) createAt(dirfd int, name string, mode uint32, rdev uint64, syml
 	if err != nil {
 		return id, err
 	}
+	crashpoint.Here("volume/created")
 	if id, err = v.backing.IdentAt(dirfd, name); err == nil {
 		err = v.journal.NoteCreated(id)
 	}
@@ -227,6 +229,7 @@ func (v *Volume) moveAside(d *openInode, name string) error {
 	if err := sys.Rename(d.fd, name, v.aside.fd, to, unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
+	crashpoint.Here("volume/moved-aside")
 	v.aside.add(n.ID, to)
 	return nil
 }
@@ -269,6 +272,7 @@ func (v *Volume) place(o, d *openInode, name string) error {
 		if err := sys.Rename(v.aside.fd, from, d.fd, name, unix.RENAME_NOREPLACE); err != nil {
 			return err
 		}
+		crashpoint.Here("volume/placed")
 		v.aside.taken(o.id)
 		return nil
 	}
@@ -360,6 +364,7 @@ func (v *Volume) drop(dirfd int, name string, gone func(journal.Ident) error) er
 		last, err = v.dropName(dirfd, name, &n)
 		return err
 	})
+	crashpoint.Here("volume/dropped")
 	if err != nil || !last {
 		return err
 	}
@@ -417,10 +422,12 @@ func (v *Volume) Commit() (journal.Epoch, error) {
 	if err := v.backing.SyncFilesystem(); err != nil {
 		return 0, err
 	}
+	crashpoint.Here("volume/commit-synced")
 	n, err := v.journal.Seal(true)
 	if err != nil {
 		return 0, err
 	}
+	crashpoint.Here("volume/commit-sealed")
 	if before := v.committed.Swap(v.newView(n)); before != nil { // it was never published
 		err = before.Close()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // kept is where the before images of content lie, and what was removed while a view needed it. In the state
@@ -260,6 +261,7 @@ func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal
 			return err
 		}
 	}
+	crashpoint.Here("volume/content-kept")
 	return nil
 }
 
@@ -291,6 +293,7 @@ func (k *kept) take(n journal.Epoch, id journal.Ident, dirfd int, name string) e
 		if err := sys.Rename(dirfd, name, dir, to, unix.RENAME_NOREPLACE); err != nil {
 			return err
 		}
+		crashpoint.Here("volume/retained")
 		k.note(id, n)
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // Inode is what an operation tells of an inode: its identity and what statx(2) says.
@@ -127,6 +128,7 @@ func (v *Volume) make(dir journal.Ident, name string, c Caller, out *Inode, call
 	if err := sys.AsCaller(c.UID, c.GID, func() error { return call(d.fd) }); err != nil {
 		return err
 	}
+	crashpoint.Here("volume/made")
 	err = v.statAt(d.fd, name, out)
 	if err == nil {
 		err = v.journal.NoteCreated(out.ID)
@@ -489,6 +491,7 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 		if err := sys.Rename(from.fd, oldname, to.fd, newname, unix.RENAME_EXCHANGE); err != nil {
 			return err
 		}
+		crashpoint.Here("volume/exchanged")
 		return v.retain(from.fd, oldname, &l.Inode)
 	}
 	o, err := v.open.get(l.ID, reachPath)
@@ -500,12 +503,14 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 	if err := v.before.link(epoch, l.ID, o.fd); err != nil && err != unix.EEXIST {
 		return err
 	}
+	crashpoint.Here("volume/linked-before")
 	if err := sys.Rename(from.fd, oldname, to.fd, newname, 0); err != nil {
 		if left := v.before.unlink(epoch, l.ID); left != nil {
 			err = errors.Join(err, left)
 		}
 		return err
 	}
+	crashpoint.Here("volume/replaced")
 	v.before.note(l.ID, epoch)
 	v.freeIfUseless()
 	return nil

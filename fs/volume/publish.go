@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // While a transfer or a restore changes a volume its readers see the view of one seal, the published one: it
@@ -82,6 +83,7 @@ func (v *Volume) publish(w *View) error {
 		}
 		return fmt.Errorf("show readers another state of the volume: %w", err)
 	}
+	crashpoint.Here("volume/published")
 	if before != nil {
 		return before.Close()
 	}
@@ -94,6 +96,7 @@ func (v *Volume) turn(before, w *View) error {
 		if err := v.journal.SetState(publishedKey, binary.AppendUvarint(nil, uint64(w.epoch))); err != nil {
 			return err
 		}
+		crashpoint.Here("volume/publish-remembered")
 	}
 	d, err := v.differences(before, w)
 	if err != nil {
@@ -102,6 +105,7 @@ func (v *Volume) turn(before, w *View) error {
 	if err := v.mounted().Turn(d, func() { v.published.Store(w) }); err != nil {
 		return err
 	}
+	crashpoint.Here("volume/turned")
 	if w == nil {
 		return v.journal.SetState(publishedKey, nil)
 	}

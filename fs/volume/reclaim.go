@@ -9,6 +9,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // reclaimer frees in the background what was kept for views that nobody needs any more.
@@ -116,6 +117,7 @@ func (v *Volume) reclaim() error {
 // freeAll frees all that was kept in an epoch that serves no view.
 func (v *Volume) freeAll(e, current journal.Epoch) error {
 	err := v.before.entries(e, func(dir int, _ string, prefix byte, id journal.Ident) error {
+		crashpoint.Here("volume/reclaim-all")
 		if prefix == contentPrefix {
 			return v.before.dropContent(dir, e, id)
 		}
@@ -150,6 +152,7 @@ func (v *Volume) freeUseless(e, a journal.Epoch, released map[journal.Epoch]stru
 		return nil
 	}
 	err := v.before.entries(e, func(dir int, _ string, prefix byte, id journal.Ident) error {
+		crashpoint.Here("volume/reclaim-useless")
 		if prefix == removedPrefix {
 			needed, err := v.journal.Needed(id, e)
 			if err == nil && !needed {

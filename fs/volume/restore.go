@@ -10,6 +10,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // Restore makes the volume what it was at a snapshot, or with a path (slash-separated, relative to the root)
@@ -43,6 +44,7 @@ func (v *Volume) restore(w *View, safety journal.Epoch, path string) error {
 	if err := v.Publish(safety); err != nil {
 		return err
 	}
+	crashpoint.Here("volume/restore-begun")
 	var err error
 	if path == "" {
 		err = v.Undo(w.epoch)

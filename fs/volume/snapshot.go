@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // SnapshotDir is the name under which every directory of a mount shows what it was at each snapshot.
@@ -121,10 +122,12 @@ func (v *Volume) takeSnapshot(expires time.Time, name func() (string, error)) (s
 	if err != nil {
 		return s, err
 	}
+	crashpoint.Here("volume/snapshot-sealed")
 	s.Epoch, s.Created, s.Expires = view.epoch, time.Now().UTC(), expires
 	if err := v.saveSnapshot(s); err != nil {
 		return s, errors.Join(err, view.Close())
 	}
+	crashpoint.Here("volume/snapshot-saved")
 	v.snapshots.byName[s.Name] = &openSnapshot{s, view}
 	return s, nil
 }
@@ -231,6 +234,7 @@ func (v *Volume) forgetSnapshot(name string) (*View, error) {
 	if err := v.journal.SetState(snapshotKey(name), nil); err != nil {
 		return nil, err
 	}
+	crashpoint.Here("volume/snapshot-forgotten")
 	delete(v.snapshots.byName, name)
 	return s.view, nil
 }

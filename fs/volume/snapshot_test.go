@@ -346,6 +346,45 @@ func TestARestoreThatIsInterruptedLeavesTheVolumeAsItWas(t *testing.T) {
 	}
 }
 
+func TestASealForATransferHasARestoreAsAWholeOrNotAtAll(t *testing.T) {
+	v := opened(t)
+	const files = 200
+	for i := range files {
+		v.mustFile(t, v.root, fmt.Sprint(i), "one")
+	}
+	v.mustSnapshot(t, "s")
+	for i := range files {
+		var n Inode
+		must(t, v.Lookup(v.root, fmt.Sprint(i), &n))
+		v.mustWrite(t, n.ID, 0, "two")
+	}
+	restored := make(chan error)
+	go func() {
+		_, err := v.Restore("s", "")
+		restored <- err
+	}()
+	for ended := false; !ended; {
+		select {
+		case err := <-restored:
+			must(t, err)
+			ended = true
+		default:
+		}
+		w, err := v.Seal()
+		must(t, err)
+		got := map[string]int{}
+		entries, err := w.ReadDir(v.root)
+		must(t, err)
+		for _, e := range entries {
+			got[contentAt(t, w, e.Ident, 3)]++
+		}
+		must(t, w.Close())
+		if len(got) != 1 {
+			t.Fatalf("a seal has %v", got)
+		}
+	}
+}
+
 func TestARestoreIsRefusedOnAReadOnlyVolume(t *testing.T) {
 	v := opened(t)
 	v.mustSnapshot(t, "s")

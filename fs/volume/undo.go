@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tandemfs/journal"
+	"tandemfs/journal/crashpoint"
 )
 
 // Undo makes the volume what it was at a seal that is held, by putting the before images back: it costs what
@@ -36,6 +37,7 @@ func (v *Volume) Undo(n journal.Epoch) error {
 		if err := step(); err != nil {
 			return fmt.Errorf("put the volume back to seal %d: %w", n, err)
 		}
+		crashpoint.Here("volume/undo-step")
 	}
 	return nil
 }

@@ -35,8 +35,11 @@ type Entry struct {
 }
 
 // Seal ends the current epoch and gives the view of the volume at that instant, for a transfer: where there
-// is no room for what it needs, it is given up, and reads of it fail with journal.ErrNotHeld.
+// is no room for what it needs, it is given up, and reads of it fail with journal.ErrNotHeld. It waits for the
+// end of a restore: half of one is no state of the volume.
 func (v *Volume) Seal() (*View, error) {
+	v.switching.Lock()
+	defer v.switching.Unlock()
 	n, err := v.journal.Seal(true)
 	if err != nil {
 		return nil, err

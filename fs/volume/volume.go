@@ -195,6 +195,9 @@ func (v *Volume) openParts(fd int) (err error) {
 	if err = v.recallPublished(); err != nil {
 		return err
 	}
+	if err = v.noteUnnoted(); err != nil {
+		return err
+	}
 	v.reclaimer.start(v)
 	return nil
 }

@@ -49,6 +49,27 @@ func StartNode(t T, namespace *Namespace, name string) *Node {
 // Start starts the daemon, again after Stop or Kill, and waits until it answers.
 func (n *Node) Start() {
 	n.t.Helper()
+	if !n.TryStart() {
+		n.t.Fatalf("node %s ended at its start: %v\n%s", n.Name, n.process.ProcessState, n.logTail())
+	}
+}
+
+// TryStart is Start with further variables in the daemon's environment, which may have it end at its start: it
+// reports whether the daemon answers.
+func (n *Node) TryStart(environment ...string) bool {
+	n.t.Helper()
+	n.launch(environment)
+	Eventually(n.t, startTimeout, "node "+n.Name+" answers", func() error {
+		if r := n.Run("node", "show", "--json"); r.Code != 0 && n.Running() {
+			return fmt.Errorf("exit code %d: %s", r.Code, r.Stderr)
+		}
+		return nil
+	})
+	return n.Running()
+}
+
+func (n *Node) launch(environment []string) {
+	n.t.Helper()
 	log, err := os.OpenFile(n.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		n.t.Fatalf("node %s: %v", n.Name, err)
@@ -56,6 +77,7 @@ func (n *Node) Start() {
 	defer log.Close()
 	n.process = exec.Command(os.Getenv(BinaryVariable), "serve", "--state", n.State, "--socket", n.Socket,
 		"--name", n.Name, "--listen", n.Namespace.Address+":3712")
+	n.process.Env = append(os.Environ(), environment...)
 	n.process.Stdout, n.process.Stderr = log, log
 	n.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	n.Namespace.Do(func() { err = n.process.Start() })
@@ -67,19 +89,6 @@ func (n *Node) Start() {
 		process.Wait() // the state tells how it ended
 		close(ended)
 	}(n.process, n.ended)
-	Eventually(n.t, startTimeout, "node "+n.Name+" answers", n.answers)
-}
-
-func (n *Node) answers() error {
-	select {
-	case <-n.ended:
-		n.t.Fatalf("node %s ended at its start: %v\n%s", n.Name, n.process.ProcessState, n.logTail())
-	default:
-	}
-	if r := n.Run("node", "show", "--json"); r.Code != 0 {
-		return fmt.Errorf("exit code %d: %s", r.Code, r.Stderr)
-	}
-	return nil
 }
 
 // PID is the daemon's process id.
@@ -104,6 +113,25 @@ func (n *Node) Stop() {
 	if state := n.process.ProcessState; !state.Success() {
 		n.t.Fatalf("node %s ended with %v after SIGTERM\n%s", n.Name, state, n.logTail())
 	}
+}
+
+// Ends waits for the daemon to end by itself, and reports whether it did.
+func (n *Node) Ends(within time.Duration) bool {
+	select {
+	case <-n.ended:
+		return true
+	case <-time.After(within):
+		return false
+	}
+}
+
+// WasKilled reports whether the daemon has ended by SIGKILL.
+func (n *Node) WasKilled() bool {
+	if n.Running() {
+		return false
+	}
+	status, ok := n.process.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
 // Kill ends the daemon by SIGKILL: its mounts stay, dead.

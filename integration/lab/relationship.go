@@ -104,6 +104,11 @@ func proposeAt(t T, source *Node, volume string, target *Node, targetVolume, add
 	return p
 }
 
+// Related is the pair of a relationship that was created in another way than by Relate or Propose.
+func Related(t T, source, target *Node, id string) *Pair {
+	return &Pair{Source: source, Target: target, ID: id, t: t}
+}
+
 // Status is the relationship as the node sees it.
 func (p *Pair) Status(n *Node) Status {
 	p.t.Helper()

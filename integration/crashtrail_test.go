@@ -1,0 +1,93 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"tandemfs/integration/tree"
+)
+
+// isOnTrail fails unless a directory shows the source as it was after some call, not before the one that was
+// found last. It gives the error of a directory that cannot be read.
+func (c *crash) isOnTrail(dir string) error {
+	c.t.Helper()
+	got, err := tree.Scan(dir)
+	if err != nil {
+		return err
+	}
+	count, err := readCounter(dir)
+	if err != nil {
+		return err
+	}
+	var near []string
+	for {
+		now, err := readCounter(c.trail)
+		check(c.t, err)
+		if now == count {
+			differences := c.fromTrail(got, dir)
+			if len(differences) == 0 {
+				return nil
+			}
+			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
+		}
+		if c.ahead == len(c.behind) {
+			again, err := tree.Scan(dir)
+			if err == nil {
+				near = append(near, "looked at again, it differs from the first look by:")
+				near = append(near, tree.Compare(got, again, tree.Options{})...)
+			}
+			c.t.Fatalf("round %d: %s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
+				c.round, dir, count, strings.Join(near, "\n"))
+		}
+		c.follow()
+	}
+}
+
+// beforeCall tells which call comes next on the trail.
+func (c *crash) beforeCall() string {
+	if c.ahead == len(c.behind) {
+		return ", the last"
+	}
+	return fmt.Sprintf(", before call %d (%s)", c.behind[c.ahead].number, c.behind[c.ahead].what)
+}
+
+// readCounter gives how often a directory was changed; "" if never.
+func readCounter(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, counter))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return string(text), err
+}
+
+// fromTrail tells how a directory differs from the trail, which may have to make a part of the next call for it.
+func (c *crash) fromTrail(got *tree.Manifest, dir string) []string {
+	c.t.Helper()
+	o := tree.Options{IgnoreTimes: true, IgnoreHoles: true}
+	differences := tree.Compare(got, scan(c.t, c.trail), o)
+	if len(differences) == 0 || c.ahead == len(c.behind) || !c.behind[c.ahead].repeats {
+		return differences
+	}
+	parts, err := c.behind[c.ahead].effects(dir)
+	if err != nil { // it has no such file
+		return differences
+	}
+	for _, part := range parts {
+		check(c.t, part(c.trail))
+	}
+	if len(tree.Compare(got, scan(c.t, c.trail), o)) == 0 {
+		return nil
+	}
+	return differences
+}
+
+// follow has the trail make one of the source's calls.
+func (c *crash) follow() {
+	c.t.Helper()
+	check(c.t, c.behind[c.ahead].in(c.trail))
+	c.ahead++
+}
