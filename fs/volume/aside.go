@@ -113,6 +113,9 @@ func eachName(fd int, visit func(string) error) error {
 	}
 	for {
 		n, err := sys.Getdents(fd, buf[:])
+		if err == unix.ENOENT { // the directory itself was removed
+			break
+		}
 		if err != nil {
 			return err
 		}

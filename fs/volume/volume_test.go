@@ -399,3 +399,13 @@ func compare(t *testing.T, what string, want, got map[string]string) {
 		}
 	}
 }
+
+func TestADirectoryThatIsRemovedWhileItIsReadHasNoNames(t *testing.T) {
+	dir := t.TempDir() + "/removed"
+	must(t, os.Mkdir(dir, 0o700))
+	f, err := os.Open(dir)
+	must(t, err)
+	defer f.Close()
+	must(t, os.Remove(dir))
+	must(t, eachName(int(f.Fd()), func(name string) error { return errors.New(name) }))
+}
