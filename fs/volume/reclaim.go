@@ -84,12 +84,21 @@ func (r *reclaimer) again(n journal.Epoch) {
 	r.seals[n] = struct{}{}
 }
 
+// sealed says that an epoch is over and its seal held: what was left for that time can be freed.
+func (r *reclaimer) sealed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.seals) > 0 {
+		r.nudge()
+	}
+}
+
 // reclaim frees what can be freed now. Epochs that are not over are left for a later time: what is kept in
 // them is being written.
 func (v *Volume) reclaim() error {
 	released := v.reclaimer.take()
-	current := v.journal.Epoch() // before the held seals are read: the epochs before it are over
-	held := v.journal.Held()
+	current := v.journal.Epoch() // the epochs before it are over
+	held := v.heldBefore(current)
 	epochs, err := v.before.epochs()
 	if err != nil {
 		return err
@@ -111,7 +120,17 @@ func (v *Volume) reclaim() error {
 			v.reclaimer.again(n)
 		}
 	}
+	if !slices.Equal(held, v.journal.Held()) { // sealed may have been called before again
+		v.reclaimer.sealed()
+	}
 	return errs
+}
+
+// heldBefore lists the held seals before an epoch, ascending.
+func (v *Volume) heldBefore(n journal.Epoch) []journal.Epoch {
+	held := v.journal.Held()
+	i, _ := slices.BinarySearch(held, n)
+	return held[:i]
 }
 
 // freeAll frees all that was kept in an epoch that serves no view.

@@ -88,6 +88,7 @@ func (v *Volume) ReleaseUnclaimed() {
 func (v *Volume) newView(n journal.Epoch) *View {
 	w := &View{v: v, epoch: n}
 	w.refs.Store(1)
+	v.reclaimer.sealed()
 	return w
 }
 
