@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +34,7 @@ func (c *crash) isOnTrail(dir string) error {
 				return nil
 			}
 			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
+			near = append(near, differentPages(dir, c.trail)...)
 		}
 		if c.ahead == len(c.behind) {
 			again, err := tree.Scan(dir)
@@ -45,6 +47,42 @@ func (c *crash) isOnTrail(dir string) error {
 		}
 		c.follow()
 	}
+}
+
+// differentPages tells which pages differ of the files that two directories both have.
+func differentPages(dir, other string) []string {
+	var found []string
+	err := filepath.WalkDir(other, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(other, path)
+		if err != nil {
+			return err
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		got, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) { // the other differences tell
+			return nil
+		}
+		var pages []int
+		for i := 0; i*page < min(len(got), len(want)); i++ {
+			if !bytes.Equal(got[i*page:min(len(got), (i+1)*page)], want[i*page:min(len(want), (i+1)*page)]) {
+				pages = append(pages, i)
+			}
+		}
+		if len(pages) > 0 {
+			found = append(found, fmt.Sprintf("%q differs in pages %v, of %d bytes there are %d", name, pages, len(want), len(got)))
+		}
+		return err
+	})
+	if err != nil {
+		found = append(found, err.Error())
+	}
+	return found
 }
 
 // beforeCall tells which call comes next on the trail.
