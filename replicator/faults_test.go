@@ -81,7 +81,9 @@ func TestATransferCutAnywhereGoesOn(t *testing.T) {
 	}
 }
 
-func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
+// pairThatWentOn gives a pair whose first transfer was cut in the middle of a large file, and went on.
+func pairThatWentOn(t *testing.T) *pair {
+	t.Helper()
 	p := newPair(t)
 	p.from.file(p.from.root, "large", incompressible(24<<20))
 	c := &cutter{after: never}
@@ -99,6 +101,11 @@ func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
 	}
 	eventually(t, "it breaks", func() bool { return c.cuts.Load() > 0 })
 	p.same()
+	return p
+}
+
+func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
+	p := pairThatWentOn(t)
 	s := p.src.status(p.id)
 	if s.TotalWireBytes > 27<<20 {
 		t.Errorf("%d bytes were sent for 24 MiB", s.TotalWireBytes)
@@ -113,23 +120,7 @@ func TestWhatTheTargetHasIsNotSentAgain(t *testing.T) {
 
 // A transfer that went on inside a file leaves nothing to the one after it on the same connection.
 func TestATransferAfterOneThatWentOnStartsAtItsStart(t *testing.T) {
-	p := newPair(t)
-	p.from.file(p.from.root, "large", incompressible(24<<20))
-	c := &cutter{after: never}
-	p.src.config.Dial = c.dial
-	p.src.restart()
-	p.propose()
-	c.setCut(func() int64 {
-		if c.cuts.Load() > 0 {
-			return -1
-		}
-		return 8 << 20
-	})
-	if _, err := p.dst.Authorize(background, p.id, AuthorizeRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "it breaks", func() bool { return c.cuts.Load() > 0 })
-	p.same()
+	p := pairThatWentOn(t)
 	before := p.dst.status(p.id)
 	p.from.file(p.from.root, "small", "more")
 	p.same()

@@ -758,7 +758,9 @@ func (h *history) check(t *rapid.T) {
 	}
 }
 
-func TestEverySnapshotStaysWhatTheModelSays(t *testing.T) {
+// checkHistories runs check with many volumes, each new and with a model of it.
+func checkHistories(t *testing.T, check func(rt *rapid.T, h *history)) {
+	t.Helper()
 	old := unix.Umask(0)
 	t.Cleanup(func() { unix.Umask(old) })
 	base := t.TempDir()
@@ -774,6 +776,12 @@ func TestEverySnapshotStaysWhatTheModelSays(t *testing.T) {
 		h := &history{dir: dir, snapshots: map[string]*modelSnapshot{}}
 		h.start(rt)
 		defer func() { h.stop(rt) }()
+		check(rt, h)
+	})
+}
+
+func TestEverySnapshotStaysWhatTheModelSays(t *testing.T) {
+	checkHistories(t, func(rt *rapid.T, h *history) {
 		steps := 0
 		rt.Repeat(map[string]func(*rapid.T){
 			"make": h.make, "make another": h.make, "link": h.link, "unlink": h.unlink, "rmdir": h.rmdir,

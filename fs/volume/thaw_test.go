@@ -3,7 +3,6 @@ package volume
 import (
 	"errors"
 	"fmt"
-	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -144,21 +143,7 @@ func (x *transfer) run(t *rapid.T) {
 }
 
 func TestAThawGivesBackWhatReadersSawWhateverATransferDid(t *testing.T) {
-	old := unix.Umask(0)
-	t.Cleanup(func() { unix.Umask(old) })
-	base := t.TempDir()
-	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(base, "")
-		if err == nil {
-			err = os.Chmod(dir, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		h := &history{dir: dir, snapshots: map[string]*modelSnapshot{}}
-		h.start(rt)
-		defer func() { h.stop(rt) }()
+	checkHistories(t, func(rt *rapid.T, h *history) {
 		for range rapid.IntRange(3, 15).Draw(rt, "before") {
 			n := &Inode{}
 			name := fmt.Sprint(len(h.root.names))
