@@ -8,8 +8,9 @@ import (
 // An inodeEntry is what an epoch knows of an inode. With what zero it says that nothing is recorded.
 type inodeEntry struct {
 	what    What
-	unsaved bool // the store does not have it in this form
-	removed bool // created and removed in this epoch (B2): the store must lose it
+	unsaved bool   // the store does not have it in this form
+	removed bool   // created and removed in this epoch (B2): the store must lose it
+	round   uint64 // in which it was made, or put on the activity list, last; 0: not known
 	extents extentSet
 }
 

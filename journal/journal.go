@@ -60,6 +60,9 @@ type Options struct {
 	// kept once, and as a whole: a filesystem can share it then, or say that it was a hole. Default 1.
 	Block  int64
 	BootID string // for tests; default /proc/sys/kernel/random/boot_id
+	// Settle makes all that operations have changed so far survive a power cut. It is called in the background,
+	// a few times a minute while there are operations, and at Close. Default: there is nothing to do.
+	Settle func() error
 
 	logSize   int                              // bytes of each intent log; default 8 MiB
 	freeSpace func(dir string) (uint64, error) // bytes that root can still use; default statfs
@@ -77,6 +80,9 @@ func (o *Options) fill() error {
 	}
 	o.MaxExtents = max(o.MaxExtents, 2)
 	o.Block = max(o.Block, 1)
+	if o.Settle == nil {
+		o.Settle = func() error { return nil }
+	}
 	if o.logSize == 0 {
 		o.logSize = 8 << 20
 	}
@@ -97,11 +103,13 @@ type Journal struct {
 	options Options
 	dir     string
 	lock    *os.File
-	mark    mark
-	clean   bool
+	clean   atomic.Bool
 	died    bool // the process before did not close the journal
 	store   *store
 	changed chan struct{}
+
+	marking sync.Mutex // guards mark, and its file
+	mark    mark
 
 	// gate is held for reading by every changing operation and for writing by Seal. It is taken before mu.
 	gate       sync.RWMutex
@@ -120,6 +128,7 @@ type Journal struct {
 	spare     *intentLog  // the log that no generation uses; nil: none
 	absorbErr error       // why the last absorb failed; nil while none failed
 	failed    error       // why no record can be written any more
+	round     uint64      // see activity; changes under gate only
 	imaging   map[Ident]chan struct{}
 	scratch   []byte
 	maps      map[string]*Map
@@ -128,7 +137,8 @@ type Journal struct {
 	syncing sync.Mutex // one Sync at a time, taken before mu
 	synced  uint64     // records that are durable; guarded by syncing
 
-	keeper keeper
+	keeper   keeper
+	activity *activity
 }
 
 // Open opens the journal in dir, which it creates when absent (0700). It fails with ErrBusy when the
@@ -145,14 +155,15 @@ func Open(dir string, o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{options: o, dir: dir, lock: lock, changed: make(chan struct{}, 1), state: newState(),
-		imaging: map[Ident]chan struct{}{}, maps: map[string]*Map{}, keeper: newKeeper()}
+	j := &Journal{options: o, dir: dir, lock: lock, changed: make(chan struct{}, 1), state: newState(), round: 1,
+		imaging: map[Ident]chan struct{}{}, maps: map[string]*Map{}, keeper: newKeeper(), activity: newActivity()}
 	j.progress = sync.NewCond(&j.mu)
 	if err := j.open(); err != nil {
 		j.release()
 		return nil, err
 	}
 	j.keeper.start(j)
+	j.activity.start(j)
 	return j, nil
 }
 
@@ -178,9 +189,15 @@ func (j *Journal) open() error {
 		j.mark.Version, j.mark.ID = markVersion, newID()
 	}
 	sameBoot := old.ID == "" || old.Boot == j.options.BootID
-	j.clean = sameBoot || old.Clean
+	j.mark.Lost = old.Lost || !sameBoot && !old.Clean
+	j.clean.Store(!j.mark.Lost)
 	j.died = old.ID != "" && !old.Clean
 	if err := writeMark(j.dir, j.mark); err != nil {
+		return err
+	}
+	kept := old.Version == markVersion
+	reserved, err := j.activity.open(j.dir, activityFound{kept: kept, settled: !sameBoot || kept && old.Clean, unclean: j.mark.Lost})
+	if err != nil {
 		return err
 	}
 	if err := j.openStore(); err != nil {
@@ -189,22 +206,51 @@ func (j *Journal) open() error {
 	if err := j.openLogs(sameBoot); err != nil {
 		return err
 	}
+	if j.mark.Lost {
+		if err := j.skip(reserved); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(j.activity.reserve(j.state.epoch), j.activity.store()); err != nil {
+		return err
+	}
 	return j.upgrade()
 }
 
-// upgrade makes a journal of the first version one of this: its held seals were kept without content.
-func (j *Journal) upgrade() error {
-	if j.mark.Version == markVersion {
-		return nil
+// skip ends the current epoch and begins the first that cannot have been given before: a power cut may have
+// taken the records of seals which a peer knows of.
+func (j *Journal) skip(reserved Epoch) error {
+	if reserved == 0 {
+		reserved = j.state.epoch + lostStep
 	}
-	for _, n := range j.Held() {
-		j.Release(n)
-	}
-	if _, err := j.store.deletePrefix([]byte{keyImage}); err != nil { // by epoch, then
+	j.state.epoch = max(j.state.epoch, reserved)
+	if err := j.saveState(); err != nil {
 		return err
+	}
+	return j.store.sync()
+}
+
+// upgrade makes a journal of an earlier version one of this. The held seals of the first were kept without
+// content.
+func (j *Journal) upgrade() error {
+	switch j.mark.Version {
+	case markVersion:
+		return nil
+	case firstVersion:
+		if err := j.dropImages(); err != nil {
+			return err
+		}
 	}
 	j.mark.Version = markVersion
 	return writeMark(j.dir, j.mark)
+}
+
+func (j *Journal) dropImages() error {
+	for _, n := range j.Held() {
+		j.Release(n)
+	}
+	_, err := j.store.deletePrefix([]byte{keyImage}) // by epoch, then
+	return err
 }
 
 func newID() string {
@@ -237,17 +283,18 @@ func classify(err error) error {
 
 // release gives back what open took. It is used when nothing is running any more.
 func (j *Journal) release() error {
-	errs := []error{j.closeLogs()}
+	errs := []error{j.closeLogs(), j.activity.close()}
 	if j.store != nil {
 		errs = append(errs, j.store.close())
 	}
 	return errors.Join(append(errs, j.lock.Close())...)
 }
 
-// Close absorbs all records into the store, makes everything durable and marks the journal as closed
-// cleanly. It waits for the operations between Enter and Leave. When it fails the journal is closed
-// nevertheless, and not marked clean.
+// Close absorbs all records into the store, makes everything durable, what operations have changed too, and
+// marks the journal as closed cleanly. It waits for the operations between Enter and Leave. When it fails the
+// journal is closed nevertheless, and not marked clean.
 func (j *Journal) Close() error {
+	j.activity.stop()
 	j.gate.Lock()
 	defer j.gate.Unlock()
 	err := j.flushMaps()
@@ -263,7 +310,9 @@ func (j *Journal) Close() error {
 	j.keeper.stop()
 	j.syncing.Lock()
 	defer j.syncing.Unlock()
-	err = errors.Join(err, j.store.sync())
+	err = errors.Join(err, j.options.Settle(), j.store.sync())
+	j.marking.Lock()
+	defer j.marking.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	err = errors.Join(err, j.store.close())
@@ -271,17 +320,17 @@ func (j *Journal) Close() error {
 		j.mark.Clean = true
 		err = writeMark(j.dir, j.mark)
 	}
-	return errors.Join(err, j.closeLogs(), j.lock.Close())
+	return errors.Join(err, j.closeLogs(), j.activity.close(), j.lock.Close())
 }
 
 // ID is the journal's own identity, made with it: 128 random bits in hexadecimal. It is the volume's.
 func (j *Journal) ID() string { return j.mark.ID }
 
-// Clean reports whether the records can be trusted to be complete: the journal is new, was closed
-// cleanly, or is opened in the boot that it was last open in. Otherwise power may have been lost, and the
-// volume must be reconciled with its peer (A2). The answer is about the last opening only: whoever has
-// not finished reconciling notes that with SetState before it does anything else.
-func (j *Journal) Clean() bool { return j.clean }
+// Clean reports whether the records can be trusted to be complete: the journal is new, was closed cleanly, or
+// is opened in the boot that it was last open in. Otherwise power may have been lost, and the volume must be
+// reconciled with its peer (A2): Clean is false then, after further openings too, until Reconciled is called.
+// Active tells what to look at. The current epoch is one then that no peer can have heard of.
+func (j *Journal) Clean() bool { return j.clean.Load() }
 
 // Died reports whether the process that had the journal open before died without closing it: what it did
 // last may be without the records that are written after the fact (see NoteCreated).

@@ -268,7 +268,7 @@ func TestASecondOpenerIsRefused(t *testing.T) {
 
 func TestAnUnknownFormatIsRefused(t *testing.T) {
 	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, markFile), []byte("tandem-journal 3\nid ab\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, markFile), []byte("tandem-journal 4\nid ab\n"), 0o600))
 	if _, err := Open(dir, Options{Logger: quiet}); !errors.Is(err, ErrVersion) {
 		t.Errorf("got %v", err)
 	}

@@ -13,23 +13,28 @@ import (
 // A mark is the journal's small file `mark`: its format, its identity, and whether it was closed cleanly.
 // It is text, one "key value" a line, and replaced as a whole:
 //
-//	tandem-journal 2
+//	tandem-journal 3
 //	id 0f1e2d3c4b5a69788796a5b4c3d2e1f0
 //	boot 7f0c1f3e-3f0b-4c58-9d0e-6d1c35f3a2b1
+//	power lost
 //	closed cleanly
 //
-// The last line is missing while the journal is open.
+// "power lost" is there from the first opening after a power cut until the volume is reconciled, the last line
+// only while the journal is closed.
 type mark struct {
 	Version string
 	ID      string
 	Boot    string // the boot in which the journal was last opened
+	Lost    bool   // a power cut is not reconciled
 	Clean   bool
 }
 
 const (
 	markFile    = "mark"
 	markFormat  = "tandem-journal"
-	markVersion = "2"
+	markVersion = "3"
+	// secondVersion had no activity list.
+	secondVersion = "2"
 	// firstVersion did not keep content: what it held is let go.
 	firstVersion = "1"
 )
@@ -53,14 +58,16 @@ func readMark(dir string) (mark, error) {
 		}
 		switch key {
 		case markFormat:
-			if value != markVersion && value != firstVersion {
-				return mark{}, fmt.Errorf("%w: %s has version %q, this program knows %s and %s", ErrVersion, dir, value, firstVersion, markVersion)
+			if value != markVersion && value != secondVersion && value != firstVersion {
+				return mark{}, fmt.Errorf("%w: %s has version %q, this program knows %s to %s", ErrVersion, dir, value, firstVersion, markVersion)
 			}
 			m.Version = value
 		case "id":
 			m.ID = value
 		case "boot":
 			m.Boot = value
+		case "power":
+			m.Lost = value == "lost"
 		case "closed":
 			m.Clean = value == "cleanly"
 		}
@@ -77,6 +84,9 @@ func readMark(dir string) (mark, error) {
 // writeMark replaces the mark durably.
 func writeMark(dir string, m mark) error {
 	text := fmt.Sprintf("%s %s\nid %s\nboot %s\n", markFormat, m.Version, m.ID, m.Boot)
+	if m.Lost {
+		text += "power lost\n"
+	}
 	if m.Clean {
 		text += "closed cleanly\n"
 	}

@@ -13,6 +13,9 @@ import (
 // holds. An epoch without records is sealed too. With hold, N is held (see Hold) before any operation can
 // enter.
 func (j *Journal) Seal(hold bool) (Epoch, error) {
+	if err := j.activity.reserve(j.Epoch()); err != nil {
+		return 0, err
+	}
 	j.gate.Lock()
 	defer j.gate.Unlock()
 	j.mu.Lock()

@@ -73,7 +73,8 @@ func (j *Journal) TouchFound(id Ident, b Before) error {
 }
 
 // TouchData records that the bytes x are about to change: by a write, a truncation (up to MaxOffset), a
-// hole. It implies TouchMeta; what of x was not touched in this epoch before is kept by b. No extent is
+// hole. It implies TouchMeta; what of x was not touched in this epoch before is kept by b. An inode that was there
+// before is put on the activity list first, if it is not there, and that is waited for (see Announce). No extent is
 // recorded when id was created in this epoch (B1). Extents are exact until a file has more than
 // Options.MaxExtents of them in this epoch (B3). When x is recorded already it costs a short lock and no
 // allocation.
@@ -91,11 +92,16 @@ func (j *Journal) touch(id Ident, what What, x Extent, b Before) error {
 	if len(j.state.held) > 0 {
 		x = x.outward(j.options.Block)
 	}
-	if e := j.active.inode(j.state.epoch, id); e != nil && e.covers(what, x) {
+	e := j.active.inode(j.state.epoch, id)
+	noted := what&Data == 0 || e != nil && e.round == j.round
+	if noted && e != nil && e.covers(what, x) {
 		return nil
 	}
 	r := record{kind: recordInode, epoch: j.state.epoch, ident: id, what: what, extent: x}
-	return j.touchMore(&r, b)
+	if err := j.touchMore(&r, b); err != nil || noted {
+		return err
+	}
+	return j.announced(id)
 }
 
 // touchMore records a touch that adds something. mu is held, and dropped where that takes time; then all is
@@ -219,7 +225,11 @@ func (j *Journal) NoteCreated(id Ident) error {
 		if ready, err := j.makeRoom(&r, logReserve); err != nil {
 			return err
 		} else if ready {
-			return j.write(&r)
+			err = j.write(&r)
+			if e := j.active.inode(r.epoch, id); err == nil {
+				e.round = j.round
+			}
+			return err
 		}
 	}
 }
@@ -264,7 +274,7 @@ func (j *Journal) loadInode(n Epoch, id Ident) error {
 
 func (j *Journal) olderInode(n Epoch, id Ident) (*inodeEntry, error) {
 	if f := j.frozen.inode(n, id); f != nil {
-		return &inodeEntry{what: f.what, removed: f.removed, extents: f.extents.clone()}, nil
+		return &inodeEntry{what: f.what, removed: f.removed, round: f.round, extents: f.extents.clone()}, nil
 	}
 	if !j.state.isStored(n) {
 		return &inodeEntry{}, nil

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -80,13 +81,13 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 }
 
 // publish makes the new recovery point durable, and then what readers see. What was recorded up to it is not
-// needed any more: both sides hold this state.
+// needed any more: both sides hold this state, and what a power cut made doubtful was sent anew.
 func (a *applier) publish() error {
 	j := a.vol.Journal()
 	if err := remember(j, targetKey(a.id), &a.memory); err != nil {
 		return err
 	}
-	if err := j.Sync(); err != nil {
+	if err := errors.Join(j.Sync(), j.Reconciled()); err != nil {
 		return err
 	}
 	crashpoint.Here("replicator/target-remembered")

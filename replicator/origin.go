@@ -212,12 +212,19 @@ func (o *origin) drop(r *relationship) error {
 	return o.settle(r, func(e *sourceEnd) { e.dirtySince = earliest(e.dirtySince, e.sealedSince) })
 }
 
-// confirm notes that the target holds the pending transfer's seal.
+// confirm notes that the target holds the pending transfer's seal. A first one built on nothing that a power cut
+// could have taken; those relationships for which it did remember that themselves.
 func (o *origin) confirm(r *relationship) error {
-	return o.settle(r, func(e *sourceEnd) {
+	first := false
+	err := o.settle(r, func(e *sourceEnd) {
+		first = e.memory.Pending.Base == 0
 		e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
+	if err == nil && first {
+		err = o.vol.Journal().Reconciled()
+	}
+	return err
 }
 
 // settle ends the pending transfer, if there is one.

@@ -451,6 +451,9 @@ func (v *Volume) OpenForApply(id journal.Ident) (*ApplyFile, error) {
 
 // change runs a call that changes the range e.
 func (f *ApplyFile) change(e journal.Extent, call func() error) error {
+	if err := f.v.journal.Announce(f.o.id); err != nil {
+		return err
+	}
 	f.v.journal.Enter()
 	defer f.v.journal.Leave()
 	if err := f.v.journal.TouchData(f.o.id, e, f.o); err != nil {
@@ -475,6 +478,9 @@ func (f *ApplyFile) Punch(e journal.Extent) error {
 
 // Truncate sets the size.
 func (f *ApplyFile) Truncate(size int64) error {
+	if err := f.v.journal.Announce(f.o.id); err != nil {
+		return err
+	}
 	f.v.journal.Enter()
 	defer f.v.journal.Leave()
 	return f.v.resize(f.o, size)

@@ -42,7 +42,7 @@ func (c Content) Close() { c.v.open.put(c.o) }
 // Write writes the pieces one after the other. killPriv: the caller may not keep set-id bits and
 // capabilities. What was written before an error counts: then n > 0 and the error is nil, as write(2) has it.
 func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bool) (n int, err error) {
-	if err := v.enter(); err != nil {
+	if err := v.enterContent(id); err != nil {
 		return 0, err
 	}
 	defer v.leave()
@@ -76,7 +76,7 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 
 // Allocate is fallocate(2) with the modes that the backing filesystem has; killPriv as for Write.
 func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64, killPriv bool) error {
-	if err := v.enter(); err != nil {
+	if err := v.enterContent(id); err != nil {
 		return err
 	}
 	defer v.leave()
@@ -99,7 +99,7 @@ func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64, kill
 
 // Copy is copy_file_range(2); it may copy less than n. killPriv as for Write.
 func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut int64, n int64, killPriv bool) (int, error) {
-	if err := v.enter(); err != nil {
+	if err := v.enterContent(out); err != nil {
 		return 0, err
 	}
 	defer v.leave()

@@ -44,14 +44,16 @@ type Setting struct {
 
 // SetAttr changes attributes and reads them back.
 func (v *Volume) SetAttr(id journal.Ident, s Setting, out *Inode) error {
-	if err := v.enter(); err != nil {
+	want, err := reachPath, error(nil)
+	if s.Valid&SetSize != 0 {
+		want, err = reachData, v.enterContent(id)
+	} else {
+		err = v.enter()
+	}
+	if err != nil {
 		return err
 	}
 	defer v.leave()
-	want := reachPath
-	if s.Valid&SetSize != 0 {
-		want = reachData
-	}
 	o, err := v.open.get(id, want)
 	if err != nil {
 		return err

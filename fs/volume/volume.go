@@ -175,7 +175,7 @@ func (v *Volume) openState(create bool) error {
 // openParts opens what the state directory holds.
 func (v *Volume) openParts(fd int) (err error) {
 	dir := filepath.Join(v.backing.ProcPath(), StateDir, "journal")
-	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, Block: v.backing.BlockSize()})
+	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, Block: v.backing.BlockSize(), Settle: v.backing.SyncFilesystem})
 	if errors.Is(err, journal.ErrBusy) {
 		return ErrBusy
 	}
@@ -346,6 +346,17 @@ func (v *Volume) enter() error {
 		return unix.EROFS
 	}
 	return nil
+}
+
+// enterContent is enter for a change of an inode's content.
+func (v *Volume) enterContent(id journal.Ident) error {
+	if v.readOnly.Load() {
+		return unix.EROFS
+	}
+	if err := v.journal.Announce(id); err != nil {
+		return err
+	}
+	return v.enter()
 }
 
 func (v *Volume) leave() { v.journal.Leave() }
