@@ -46,6 +46,8 @@ type applier struct {
 	late    []lateImage
 	dir     [2]journal.Ident // the directory that was looked up last: there, here
 
+	comparer *comparer // of a transfer that compares; else nil
+
 	unsaved   int64 // bytes since the last checkpoint
 	lastSaved time.Time
 	count     *counters
@@ -83,10 +85,11 @@ func (a *applier) position() wire.Position {
 	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor}
 }
 
-// begin prepares for a transfer's records, or refuses them. sourceID is the source volume's.
-func (a *applier) begin(b wire.Begin, sourceID string) error {
+// begin prepares for a transfer's records, or refuses them. sourceID is the source volume's; ask asks the source
+// of a transfer that compares.
+func (a *applier) begin(b wire.Begin, sourceID string, ask func(wire.Want) error) error {
 	c, m := b.Cursor, &a.memory
-	if err := a.admit(b, sourceID); err != nil {
+	if err := errors.Join(a.admit(b, sourceID), a.endCompare()); err != nil {
 		return err
 	}
 	goesOn := c.Items > 0 || c.Offset > 0
@@ -98,14 +101,20 @@ func (a *applier) begin(b wire.Begin, sourceID string) error {
 	a.cursor, a.settled = c, c
 	a.count.set(a.cursor)
 	m.Dirty = true
+	root := journal.Ident{Ino: b.RootIno, Gen: b.RootGen}
+	if b.Compare {
+		if err := a.compareWith(root, ask); err != nil {
+			return err
+		}
+	}
 	if err := a.checkpoint(); err != nil {
 		return err
 	}
 	crashpoint.Here("replicator/target-begun")
-	if goesOn || c.Base != 0 {
+	if goesOn || c.Base != 0 || b.Compare {
 		return nil
 	}
-	return a.startOver(journal.Ident{Ino: b.RootIno, Gen: b.RootGen})
+	return a.startOver(root)
 }
 
 // admit checks that the transfer builds on what the target has (rule A5).
@@ -114,6 +123,10 @@ func (a *applier) admit(b wire.Begin, sourceID string) error {
 	switch {
 	case m.Epoch != 0 && m.SourceID != sourceID:
 		return fmt.Errorf("%w: the target's recovery point is of volume %s, this is volume %s; delete the relationship and create it anew", errRefused, m.SourceID, sourceID)
+	case b.Compare && (c.Epoch == 0 || c.Base != 0 || c.Items != 0 || c.Offset != 0):
+		return fmt.Errorf("%w: a transfer that compares builds on nothing", errRefused)
+	case b.Compare:
+		return nil
 	case c.Base != m.Epoch:
 		return fmt.Errorf("%w: the transfer builds on seal %d, the target's recovery point is %d; delete the relationship and create it anew", errRefused, c.Base, m.Epoch)
 	case c.Epoch <= c.Base:
@@ -179,7 +192,11 @@ func (a *applier) records(frame []byte) error {
 			}
 			err = a.describe(err)
 		}
-		return errors.Join(err, a.settle())
+		err = errors.Join(err, a.settle())
+		if err == nil && a.comparer != nil {
+			err = a.comparer.say(false)
+		}
+		return err
 	}
 }
 
@@ -193,13 +210,26 @@ func (a *applier) describe(err error) error {
 
 // one applies one record.
 func (a *applier) one(r *wire.Record) error {
-	if !r.Kind.IsItem() {
+	compare := a.comparer != nil && a.comparer.takes(r)
+	switch {
+	case !r.Kind.IsItem() && compare:
+		return a.comparer.record(r)
+	case !r.Kind.IsItem():
 		return a.content(r)
 	}
 	if err := a.finish(); err != nil {
 		return err
 	}
 	a.pending = a.chain.Next(a.cursor.Chain, r)
+	if compare {
+		if err := a.comparer.record(r); err != nil {
+			return err
+		}
+		return a.itemDone()
+	}
+	if a.comparer != nil {
+		a.comparer.got(r.Ident)
+	}
 	if r.Kind == wire.KindInode {
 		return a.inode(r)
 	}
@@ -244,6 +274,9 @@ func (a *applier) checkpoint() error {
 	crashpoint.Here("replicator/target-flushed")
 	c := a.cursor
 	a.memory.Cursor = &c
+	if a.comparer != nil {
+		a.memory.Cursor = nil // it is done again, and finds what it has done
+	}
 	a.unsaved, a.lastSaved = 0, time.Now()
 	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
 }
@@ -380,7 +413,7 @@ func (a *applier) truncate(id journal.Ident) error {
 // content applies data or a hole to the open item.
 func (a *applier) content(r *wire.Record) error {
 	o := &a.open
-	if !o.active || !isRegular(o.image.Attr) || r.Off < o.offset {
+	if !o.active || !isRegular(o.image.Attr) || r.Off < o.offset || r.Kind != wire.KindData && r.Kind != wire.KindHole {
 		return fmt.Errorf("%w: content at %d that belongs to nothing", wire.ErrRecord, r.Off)
 	}
 	if o.file == nil {
@@ -412,6 +445,11 @@ func (a *applier) content(r *wire.Record) error {
 // finish closes the open item: its attributes go on last, since content changes them. A new directory's
 // come with a record of their own, after what is in it; then they wait for the crew.
 func (a *applier) finish() error {
+	if a.comparer != nil {
+		if err := a.comparer.finish(); err != nil {
+			return err
+		}
+	}
 	o := a.open
 	if !o.active {
 		return nil

@@ -22,6 +22,9 @@ func (c *counters) set(at wire.Cursor) {
 // suspend stops in the middle: the connection is gone. The transfer can go on right behind the last
 // record that was applied.
 func (a *applier) suspend() error {
+	if err := a.endCompare(); err != nil {
+		return err
+	}
 	if !a.memory.Dirty || a.memory.Cursor == nil {
 		return nil
 	}
@@ -40,7 +43,8 @@ func (a *applier) giveUp() error {
 		_ = f.Close() // the error that is given up for says more
 	}
 	a.open = openItem{}
-	_ = a.settle() // likewise
+	_ = a.settle()     // likewise
+	_ = a.endCompare() // likewise
 	if !a.memory.Dirty {
 		return nil
 	}
@@ -56,6 +60,11 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	}
 	if e.Digest != digest || e.Items != a.cursor.Items || e.Chain != a.cursor.Chain {
 		return wire.Committed{}, fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
+	}
+	if a.comparer != nil {
+		if err := errors.Join(a.comparer.satisfied(), a.endCompare()); err != nil {
+			return wire.Committed{}, err
+		}
 	}
 	if err := a.checkpoint(); err != nil { // from here on no record comes again
 		return wire.Committed{}, err
@@ -95,6 +104,11 @@ func (a *applier) publish() error {
 		return err
 	}
 	crashpoint.Here("replicator/target-published")
+	if !j.Clean() { // all that power may have taken was sent anew
+		if err := j.Reconciled(); err != nil {
+			return err
+		}
+	}
 	return j.Forget(a.memory.Own)
 }
 

@@ -130,12 +130,46 @@ func (m *Manager) SetEnabled(_ context.Context, id string, enabled bool) (Status
 	if r.snapshot().State == StateAwaitingAuthorization {
 		return r.status(), nil // the job runs in any case, to hear of the decision
 	}
+	if !enabled {
+		r.stopVerify(VerifyStopped, nil)
+	}
 	if !enabled || !r.busy() {
 		r.stopJob()
 	}
 	m.mu.Lock()
 	m.startJob(r)
 	m.mu.Unlock()
+	return r.status(), nil
+}
+
+// Reconcile makes the next transfer compare both sides and make the target what the source is, whatever either
+// remembers. It is the source's to say.
+func (m *Manager) Reconcile(_ context.Context, id string) (Status, error) {
+	r, err := m.find(id)
+	if err != nil {
+		return Status{}, err
+	}
+	rec := r.snapshot()
+	if r.role != RoleSource {
+		return Status{}, fmt.Errorf("%w: relationship %s is reconciled by its source, node %s", ErrConflict, id, rec.Source.Node)
+	}
+	if rec.State != StateEstablished {
+		return Status{}, fmt.Errorf("%w: relationship %s is %s", ErrConflict, id, rec.State)
+	}
+	o, err := m.origin(rec.Source.Volume)
+	if err != nil {
+		return Status{}, err
+	}
+	if err := o.compare(r, comparison{Reason: reasonAsked, All: true}, false); err != nil {
+		return Status{}, err
+	}
+	if !r.busy() { // it need not wait for the next try
+		r.stopJob()
+		m.mu.Lock()
+		m.startJob(r)
+		m.mu.Unlock()
+	}
+	r.wake()
 	return r.status(), nil
 }
 

@@ -3,6 +3,7 @@ package replicator
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"tandemfs/journal"
@@ -19,6 +20,47 @@ type sourceMemory struct {
 	Time  time.Time     `json:"time"`
 	// Pending is the transfer that was begun: its view is held until it is confirmed or given up.
 	Pending *pendingTransfer `json:"pending,omitempty"`
+	// Compare says that the next transfer compares.
+	Compare *comparison `json:"compare,omitempty"`
+}
+
+// comparison is why a transfer compares, and of which files it compares the content whatever their times say.
+type comparison struct {
+	Reason   string          `json:"reason"`
+	All      bool            `json:"all,omitempty"`
+	Suspects []journal.Ident `json:"suspects,omitempty"`
+}
+
+// mostSuspects is how many files are remembered each; more are all.
+const mostSuspects = 4096
+
+// and gives what both are for; either may be nil.
+func (c *comparison) and(o *comparison) *comparison {
+	switch {
+	case c == nil:
+		return o
+	case o == nil:
+		return c
+	}
+	both := &comparison{Reason: o.Reason, All: c.All || o.All}
+	if both.All || len(c.Suspects)+len(o.Suspects) > mostSuspects {
+		both.All = true
+		return both
+	}
+	both.Suspects = slices.Concat(c.Suspects, o.Suspects)
+	return both
+}
+
+// suspects gives what tells the files of which the content is compared.
+func (c *comparison) suspects() func(journal.Ident) bool {
+	set := make(map[journal.Ident]struct{}, len(c.Suspects))
+	for _, id := range c.Suspects {
+		set[id] = struct{}{}
+	}
+	return func(id journal.Ident) bool {
+		_, in := set[id]
+		return c.All || in
+	}
 }
 
 // pendingTransfer is a transfer from the seal Base to the seal Epoch.
@@ -26,6 +68,8 @@ type pendingTransfer struct {
 	Base  journal.Epoch `json:"base"`
 	Epoch journal.Epoch `json:"epoch"`
 	Time  time.Time     `json:"time"` // of the seal
+	// Compare: it compares, whatever the target has.
+	Compare *comparison `json:"compare,omitempty"`
 }
 
 // targetMemory is the target's.

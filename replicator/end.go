@@ -57,11 +57,14 @@ func (m *Manager) endTarget(r *relationship, reason string, tell bool) error {
 // endSession ends the target's session, and makes sure that there is no other.
 func (r *relationship) endSession(reason string, tell bool) {
 	r.mu.Lock()
-	s := r.target.session
+	s, verify := r.target.session, r.target.verify
 	r.removed = true
 	r.rec.State, r.rec.EndReason = StateEnded, reason
 	r.announce()
 	r.mu.Unlock()
+	if verify != nil {
+		verify.end()
+	}
 	if s == nil {
 		return
 	}

@@ -30,6 +30,7 @@ func (m *Manager) startJob(r *relationship) {
 		cancel(errDisabled)
 		<-done
 	}
+	r.resumeVerify()
 	m.running.Go(func() {
 		defer close(done)
 		m.job(ctx, r)
@@ -108,7 +109,7 @@ func (m *Manager) dial(ctx context.Context, address, fingerprint string) (*wire.
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPeer, err)
 	}
-	conn, err := wire.Client(ctx, nc, wire.Options{Identity: m.config.Identity, Node: m.config.Node, Fingerprint: fingerprint})
+	conn, err := wire.Client(ctx, nc, wire.Options{Identity: m.config.Identity, Node: m.config.Node, Fingerprint: fingerprint, Features: features})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrPeer, address, err)
 	}

@@ -241,13 +241,22 @@ func (m *Manager) Tend(volume string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	target := false
 	for _, r := range m.rels {
-		if rec := r.snapshot(); rec.Role == RoleSource && rec.uses(volume) {
+		rec := r.snapshot()
+		if rec.Role == RoleSource && rec.uses(volume) {
 			return nil // its origin does that
 		}
+		target = target || rec.uses(volume)
 	}
 	vol.ReleaseUnclaimed()
-	return vol.Journal().Forget(vol.Journal().Epoch() - 1)
+	j := vol.Journal()
+	if !j.Clean() && !target {
+		if err := j.Reconciled(); err != nil { // nobody builds on what it may lack
+			return err
+		}
+	}
+	return j.Forget(j.Epoch() - 1)
 }
 
 // VolumeInUse gives the ids of the relationships that use the volume: all that have not ended, but

@@ -33,6 +33,10 @@ type sourceEnd struct {
 	// dirtySince is when the first change came that no running transfer has, sealedSince the first that the
 	// running one has. Zero: none.
 	dirtySince, sealedSince time.Time
+	// verify is the verification that was asked for last; nil: none. repairing says that what one found is marked,
+	// and not sent yet.
+	verify    *verification
+	repairing bool
 	// missed is the content that has changed while there was no connection, as of the last try, in bytes.
 	missed int64
 }
@@ -60,7 +64,10 @@ func newOrigin(vol Volume, members []*relationship) (*origin, error) {
 		}
 	}
 	vol.ReleaseUnclaimed() // each view that was opened has a hold of its own now
-	return o, nil
+	if vol.Journal().Clean() {
+		return o, nil
+	}
+	return o, vol.Journal().Reconciled() // each relationship has noted what it has to compare
 }
 
 // add makes a relationship a member.
@@ -70,13 +77,8 @@ func (o *origin) add(r *relationship) error {
 	if err := recall(j, sourceKey(r.id), &memory); err != nil {
 		return err
 	}
-	if !j.Clean() {
-		if memory.Epoch != 0 {
-			if err := r.update(func(rec *record) { rec.Suspect = true }); err != nil {
-				return err
-			}
-		}
-		memory.Pending = nil
+	if err := r.distrust(j, &memory); err != nil {
+		return err
 	}
 	var view View
 	if memory.Pending != nil {
@@ -87,6 +89,7 @@ func (o *origin) add(r *relationship) error {
 	}
 	r.mu.Lock()
 	r.source.memory, r.source.view = memory, view
+	r.source.repairing = memory.Compare != nil && memory.Compare.Reason == reasonRepair
 	r.point = RecoveryPoint{Epoch: uint64(memory.Epoch), Time: memory.Time}
 	if memory.Epoch != 0 && (j.Dirty() || j.Epoch() > memory.Epoch+1) {
 		r.source.dirtySince = memory.Time // at the latest
@@ -98,6 +101,45 @@ func (o *origin) add(r *relationship) error {
 	return nil
 }
 
+// distrust makes the next transfer one that compares where power was lost (rule A2): changes may be missing in the
+// journal, so that nothing can be built on what the target has.
+func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error {
+	if j.Clean() || memory.Epoch == 0 && memory.Pending == nil && memory.Compare == nil {
+		return nil
+	}
+	lost := &comparison{Reason: reasonPower}
+	if lost.All, lost.Suspects = j.Active(); lost.All || len(lost.Suspects) > mostSuspects {
+		lost.All, lost.Suspects = true, nil
+	}
+	if memory.Pending != nil {
+		memory.Compare = memory.Pending.Compare.and(memory.Compare)
+	}
+	*memory = sourceMemory{Compare: memory.Compare.and(lost)}
+	return remember(j, sourceKey(r.id), memory)
+}
+
+// Why a transfer compares.
+const (
+	reasonPower  = "this machine went down without closing the volume's journal"
+	reasonTarget = "the target's recovery point is not the one that this end knows of"
+	reasonHolds  = "the target's volume had files before"
+	reasonAsked  = "somebody asked for it"
+	reasonRepair = "a verification found differences"
+)
+
+// compare makes the next transfer one that compares. With forget the target's recovery point is not known.
+func (o *origin) compare(r *relationship, c comparison, forget bool) error {
+	r.mu.Lock()
+	m := &r.source.memory
+	m.Compare = m.Compare.and(&c)
+	if forget {
+		m.Epoch, m.Time, r.point = 0, time.Time{}, RecoveryPoint{}
+	}
+	memory := *m
+	r.mu.Unlock()
+	return remember(o.vol.Journal(), sourceKey(r.id), memory)
+}
+
 // remove ends a membership; the view of a pending transfer is closed.
 func (o *origin) remove(r *relationship) error {
 	o.mu.Lock()
@@ -107,6 +149,7 @@ func (o *origin) remove(r *relationship) error {
 	view := r.source.view
 	r.source.view, r.source.memory = nil, sourceMemory{}
 	r.mu.Unlock()
+	r.stopVerify(VerifyStopped, nil)
 	var err error
 	if view != nil {
 		err = view.Close()
@@ -194,14 +237,18 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 		return errors.Join(errEnded, view.Close())
 	}
 	r.source.view = view
-	r.source.memory.Pending = &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now}
+	p := &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now, Compare: r.source.memory.Compare}
+	if p.Compare != nil {
+		p.Base = 0
+	}
+	r.source.memory.Pending, r.source.memory.Compare = p, nil
 	memory := r.source.memory
 	r.mu.Unlock()
 	if err := remember(o.vol.Journal(), sourceKey(r.id), memory); err != nil {
 		return err
 	}
 	crashpoint.Here("replicator/source-pending")
-	if base != 0 {
+	if memory.Epoch != 0 {
 		return nil
 	}
 	return o.forget()
@@ -209,26 +256,23 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 
 // drop gives the pending transfer up.
 func (o *origin) drop(r *relationship) error {
-	return o.settle(r, func(e *sourceEnd) { e.dirtySince = earliest(e.dirtySince, e.sealedSince) })
+	return o.settle(r, false, func(e *sourceEnd) {
+		e.dirtySince = earliest(e.dirtySince, e.sealedSince)
+		e.memory.Compare = e.memory.Pending.Compare.and(e.memory.Compare)
+	})
 }
 
-// confirm notes that the target holds the pending transfer's seal. A first one built on nothing that a power cut
-// could have taken; those relationships for which it did remember that themselves.
+// confirm notes that the target holds the pending transfer's seal.
 func (o *origin) confirm(r *relationship) error {
-	first := false
-	err := o.settle(r, func(e *sourceEnd) {
-		first = e.memory.Pending.Base == 0
+	return o.settle(r, true, func(e *sourceEnd) {
+		e.repairing = e.repairing && e.memory.Pending.Compare == nil
 		e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
-	if err == nil && first {
-		err = o.vol.Journal().Reconciled()
-	}
-	return err
 }
 
 // settle ends the pending transfer, if there is one.
-func (o *origin) settle(r *relationship, how func(*sourceEnd)) error {
+func (o *origin) settle(r *relationship, confirmed bool, how func(*sourceEnd)) error {
 	r.mu.Lock()
 	e := &r.source
 	if e.memory.Pending == nil {
@@ -239,6 +283,9 @@ func (o *origin) settle(r *relationship, how func(*sourceEnd)) error {
 	e.memory.Pending, e.sealedSince = nil, time.Time{}
 	memory, view := e.memory, e.view
 	e.view = nil
+	if confirmed && e.wantsView() {
+		e.verify.view, view = view, nil
+	}
 	r.mu.Unlock()
 	// The journal hears of the new base before it may let go of the seal.
 	err := remember(o.vol.Journal(), sourceKey(r.id), memory)

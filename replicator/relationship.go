@@ -39,6 +39,7 @@ type relationship struct {
 type targetEnd struct {
 	session *targetSession // the connection that transfers come over; nil without
 	behind  *behind        // what the source says; nil while it is not connected
+	verify  *targetVerify  // that runs; nil without one
 	// trusted is the journal, as it is open now, whose memory of a transfer can be built on.
 	trusted *journal.Journal
 }
@@ -178,6 +179,7 @@ func (r *relationship) status() Status {
 		Enabled: r.rec.Enabled, Source: r.rec.Source, Target: r.rec.Target, Job: r.job, Progress: progress,
 		RecoveryPoint: r.point, TotalWireBytes: total, Transfers: r.transfers, LastError: r.lastError,
 		LastErrorTime: r.lastErrorTime, RetryAt: r.retryAt, Created: r.rec.Created,
+		Verified: VerifiedPoint{r.rec.VerifiedEpoch, r.rec.VerifiedTime},
 	}
 	b := r.target.behind
 	if r.role == RoleSource {

@@ -48,10 +48,7 @@ func (s *sender) step(t *step) error {
 	if offset > 0 {
 		t.Flags |= wire.FlagGoesOn
 	}
-	if err := s.item(t, offset); err != nil {
-		return describe(t, err)
-	}
-	return nil
+	return describe(t, s.item(t, offset))
 }
 
 // skip passes over an item, and checks that the items so far are those that the target counted.
@@ -64,6 +61,9 @@ func (s *sender) skip() error {
 
 // describe says which inode an error is about.
 func describe(t *step, err error) error {
+	if err == nil {
+		return nil
+	}
 	if len(t.Name) > 0 {
 		return fmt.Errorf("inode %s (%q): %w", t.Ident, t.Name, err)
 	}
@@ -144,6 +144,27 @@ func clip(extents []journal.Extent, from, to int64) []journal.Extent {
 
 // extent sends one extent: data as data, and holes, where there may have been data, as holes.
 func (s *sender) extent(f File, e journal.Extent, holes bool) error {
+	err := stretches(f, e, func(x journal.Extent, data bool) error {
+		switch {
+		case data:
+			more, err := s.data(f, x)
+			if err == nil && !more {
+				err = io.EOF
+			}
+			return err
+		case holes:
+			return s.out.record(s.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
+		}
+		return nil
+	})
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// stretches yields the data and the holes of an extent, in order.
+func stretches(f File, e journal.Extent, yield func(x journal.Extent, data bool) error) error {
 	for at := e.Off; at < e.End; {
 		data, ok, err := f.NextData(at, e.End)
 		if err != nil {
@@ -152,13 +173,15 @@ func (s *sender) extent(f File, e journal.Extent, holes bool) error {
 		if !ok {
 			data = journal.Extent{Off: e.End, End: e.End}
 		}
-		if holes && data.Off > at {
-			if err := s.out.record(s.ctx, &wire.Record{Kind: wire.KindHole, Off: at, Len: data.Off - at}); err != nil {
+		if data.Off > at {
+			if err := yield(journal.Extent{Off: at, End: data.Off}, false); err != nil {
 				return err
 			}
 		}
-		if more, err := s.data(f, data); err != nil || !more {
-			return err
+		if data.Off < data.End {
+			if err := yield(data, true); err != nil {
+				return err
+			}
 		}
 		at = data.End
 	}

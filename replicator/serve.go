@@ -49,6 +49,9 @@ func (m *Manager) Serve(ln net.Listener) error {
 	}
 }
 
+// features are what this node can do besides what every version can.
+var features = []string{wire.FeatureCompare}
+
 // peer serves one connection.
 func (m *Manager) peer(nc net.Conn) error {
 	conn, kind, content, err := m.meet(nc)
@@ -64,6 +67,8 @@ func (m *Manager) peer(nc net.Conn) error {
 		return m.attached(conn, content)
 	case wire.TypeBye:
 		return m.farewell(conn, content)
+	case wire.TypeVerify:
+		return m.verified(conn, content)
 	}
 	return fmt.Errorf("%w: a conversation does not start with type %d", wire.ErrFrame, kind)
 }
@@ -72,7 +77,7 @@ func (m *Manager) peer(nc net.Conn) error {
 func (m *Manager) meet(nc net.Conn) (*wire.Conn, wire.Type, []byte, error) {
 	ctx, cancel := context.WithTimeout(m.ctx, wire.HandshakeTimeout)
 	defer cancel()
-	conn, err := wire.Server(ctx, nc, wire.Options{Identity: m.config.Identity, Node: m.config.Node})
+	conn, err := wire.Server(ctx, nc, wire.Options{Identity: m.config.Identity, Node: m.config.Node, Features: features})
 	if err != nil {
 		return nil, 0, nil, err
 	}

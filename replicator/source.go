@@ -37,8 +37,9 @@ type sourceSession struct {
 	pause   *backoff
 	replies chan any // what the target answers, in order
 	packer  *packer
-	came    atomic.Bool   // the target has got further
-	pos     wire.Position // what the target has
+	came    atomic.Bool           // the target has got further
+	pos     wire.Position         // what the target has
+	asked   atomic.Pointer[asked] // by the target, in the transfer that compares
 }
 
 // run goes through the conversation until an error ends it.
@@ -116,6 +117,14 @@ func (s *sourceSession) received(kind wire.Type, content []byte) error {
 			s.came.Store(true)
 		}
 		return nil
+	case wire.TypeWant:
+		var w wire.Want
+		if err := wire.Parse(content, &w); err != nil {
+			return err
+		}
+		if a := s.asked.Load(); a != nil {
+			return a.add(w)
+		}
 	case wire.TypeBye:
 		return s.bye(content)
 	}
@@ -299,6 +308,7 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 			if err := s.transfer(ctx); err != nil {
 				return err
 			}
+			s.startVerify(ctx)
 			rested = time.Now().Add(restAfter(time.Since(began), s.r.meter.moved()))
 		}
 		s.pause.reset()
@@ -341,31 +351,66 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// agree brings together what this end and the target remember, or finds that they do not fit (rule A5).
+// agree brings together what this end and the target remember. Where they do not fit the next transfer compares,
+// or a person has to decide (rule A5).
 func (s *sourceSession) agree() error {
 	s.r.mu.Lock()
-	memory, suspect := s.r.source.memory, s.r.rec.Suspect
+	memory := s.r.source.memory
 	s.r.mu.Unlock()
-	j, has := s.origin.vol.Journal(), journal.Epoch(s.pos.Epoch)
-	const anew = "delete the relationship and create it anew, with --allow-non-empty on the target"
+	j, has, pending := s.origin.vol.Journal(), journal.Epoch(s.pos.Epoch), memory.Pending
 	switch {
-	case suspect || !j.Clean() && has != 0:
-		return failure{fmt.Errorf("this machine went down without closing the journal of volume %q: it may lack changes, so no transfer can build on it; %s", s.origin.vol.Name(), anew)}
 	case has != 0 && s.pos.SourceID != s.origin.vol.ID():
-		return failure{fmt.Errorf("the target's recovery point is of another volume; %s", anew)}
-	case memory.Pending != nil && has == memory.Pending.Epoch: // its commit was not heard of here
+		return failure{errors.New("the target's recovery point is of another volume; delete the relationship and create it anew, with --allow-non-empty on the target")}
+	case pending != nil && has == pending.Epoch: // its commit was not heard of here
 		return s.origin.confirm(s.r)
-	case has < memory.Epoch, has >= j.Epoch(), has != 0 && has < j.Forgotten():
-		return failure{fmt.Errorf("the target's recovery point is seal %d, this end knows of %d: one of them was put back to an earlier state; %s", has, memory.Epoch, anew)}
-	case memory.Pending != nil && memory.Pending.Base != has:
+	case pending != nil && pending.Compare != nil, memory.Compare != nil && pending == nil:
+		return s.canCompare()
+	case memory.Compare != nil:
+		return errors.Join(s.canCompare(), s.origin.drop(s.r))
+	case has >= j.Epoch():
+		return failure{fmt.Errorf("the target's recovery point is seal %d, and this volume has come to %d only: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", has, j.Epoch(), s.r.id)}
+	case has != memory.Epoch, has != 0 && has < j.Forgotten():
+		return s.compare(reasonTarget)
+	case has == 0 && s.pos.Holds && !s.goesOn(pending) && s.conn.Peer().Can(wire.FeatureCompare):
+		return s.compare(reasonHolds)
+	case pending != nil && pending.Base != has:
 		return s.origin.drop(s.r)
 	}
 	return nil
 }
 
+// goesOn reports whether the target is in the middle of the transfer that is pending.
+func (s *sourceSession) goesOn(p *pendingTransfer) bool {
+	c := s.pos.Cursor
+	return p != nil && c != nil && c.Base == uint64(p.Base) && c.Epoch == uint64(p.Epoch)
+}
+
+// compare makes the next transfer compare everything.
+func (s *sourceSession) compare(reason string) error {
+	if err := s.canCompare(); err != nil {
+		return err
+	}
+	s.m.log.Warn("the next transfer compares both sides", "relationship", s.r.id, "reason", reason)
+	return errors.Join(s.origin.drop(s.r), s.origin.compare(s.r, comparison{Reason: reason, All: true}, true))
+}
+
+// canCompare fails where the target is of a version that cannot compare.
+func (s *sourceSession) canCompare() error {
+	if s.conn.Peer().Can(wire.FeatureCompare) {
+		return nil
+	}
+	return failure{errors.New("both sides have to be compared, which the target's version of tandemfs cannot do: upgrade the target")}
+}
+
 // due reports whether the target lacks something.
 func (s *sourceSession) due() bool {
 	j := s.origin.vol.Journal()
+	s.r.mu.Lock()
+	wanted := s.r.source.memory.Compare != nil || s.r.source.wantsView()
+	s.r.mu.Unlock()
+	if wanted {
+		return true
+	}
 	if s.pos.Epoch != 0 && !s.pos.Dirty && !j.Dirty() && uint64(j.Epoch()) <= s.pos.Epoch+1 {
 		s.r.mu.Lock()
 		s.r.source.dirtySince = time.Time{}

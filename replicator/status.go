@@ -103,4 +103,12 @@ type Status struct {
 	LastErrorTime  time.Time `json:"last_error_time,omitzero"`
 	RetryAt        time.Time `json:"retry_at,omitzero"`
 	Created        time.Time `json:"created"`
+	// Verified is the newest recovery point that was found equal on both sides; it is known on the source.
+	Verified VerifiedPoint `json:"verified,omitzero"`
+}
+
+// VerifiedPoint is a recovery point that was found equal on both sides.
+type VerifiedPoint struct {
+	Epoch uint64    `json:"epoch"`
+	Time  time.Time `json:"time"` // of the seal
 }

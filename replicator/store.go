@@ -25,9 +25,11 @@ type record struct {
 	TargetID      string    `json:"target_id,omitempty"` // the target volume's, when known
 	AllowNonEmpty bool      `json:"allow_non_empty,omitempty"`
 	Created       time.Time `json:"created"`
-	// Suspect, on the source: after a power cut the journal may lack changes, so that no transfer can be
-	// built on it (rule A2).
-	Suspect bool `json:"suspect,omitempty"`
+	// Verify, on the source, is the verification that goes on for ever; VerifiedEpoch and VerifiedTime are of the
+	// newest recovery point that was found equal on both sides.
+	Verify        VerifyRequest `json:"verify,omitzero"`
+	VerifiedEpoch uint64        `json:"verified_epoch,omitempty"`
+	VerifiedTime  time.Time     `json:"verified_time,omitzero"`
 }
 
 // tombstone remembers a relationship that was ended here, for a peer that comes back.

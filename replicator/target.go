@@ -158,6 +158,13 @@ func (s *targetSession) open(m *Manager, a wire.Attach) error {
 		return err
 	}
 	pos := s.applier.position()
+	if pos.Epoch == 0 {
+		empty, err := vol.IsEmpty()
+		if err != nil {
+			return err
+		}
+		pos.Holds = !empty
+	}
 	pos.VolumeID, pos.Path, pos.ReadOnly = vol.ID(), vol.Path(), true
 	s.r.knowPoint(pos.Epoch, pos.Time)
 	s.r.setJob(JobIdle)
@@ -359,11 +366,12 @@ func (s *targetSession) applyFrame(frame received, began *bool) error {
 
 func (s *targetSession) begin() error {
 	b, r := s.begun, s.r
-	if err := s.applier.begin(b, s.sourceID); err != nil {
+	ask := func(w wire.Want) error { return s.conn.Send(wire.TypeWant, w) }
+	if err := s.applier.begin(b, s.sourceID, ask); err != nil {
 		return err
 	}
 	c := s.applier.cursor
-	r.meter.start(time.Now(), c.Base == 0, c.Items > 0, work{c.Files, c.Bytes}, work{b.Files, b.Bytes}, r.wire.Load())
+	r.meter.start(time.Now(), c.Base == 0 && !b.Compare, c.Items > 0, work{c.Files, c.Bytes}, work{b.Files, b.Bytes}, r.wire.Load())
 	r.setJob(JobRunning)
 	return nil
 }

@@ -65,26 +65,48 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 		counted := s.count(ctx, view)
 		defer counted()
 	}
-	send := &sender{ctx: ctx, view: view, out: s.packer, from: from}
-	s.packer.begin(s.conn)
-	err := send.send(pl)
-	digest, sent := s.packer.end(ctx, err == nil)
-	if err != nil && ctx.Err() == nil && sent == nil {
-		return none, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
-	}
-	if err = errors.Join(err, sent); err != nil {
+	end, err := s.records(ctx, pl, sender{ctx: ctx, view: view, out: s.packer, from: from}, p.Compare)
+	if err != nil {
 		return none, err
 	}
-	if err := s.conn.Send(wire.TypeEnd, wire.End{Items: send.cursor.Items, Chain: send.cursor.Chain, Digest: digest}); err != nil {
+	if err := s.conn.Send(wire.TypeEnd, end); err != nil {
 		return none, err
 	}
 	crashpoint.Here("replicator/source-sent")
 	return answer[wire.Committed](ctx, s)
 }
 
+// records sends a transfer's records.
+func (s *sourceSession) records(ctx context.Context, pl *plan, send sender, compare *comparison) (end wire.End, err error) {
+	s.packer.begin(s.conn)
+	cursor := &send.cursor
+	if compare == nil {
+		err = send.send(pl)
+	} else {
+		inv := &inventory{sender: send, asked: s.asks(), suspect: compare.suspects()}
+		cursor = &inv.cursor
+		err = inv.send(pl)
+	}
+	digest, sent := s.packer.end(ctx, err == nil)
+	if err != nil && ctx.Err() == nil && sent == nil {
+		return end, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
+	}
+	return wire.End{Items: cursor.Items, Chain: cursor.Chain, Digest: digest}, errors.Join(err, sent)
+}
+
+// asks begins to take up what the target asks for.
+func (s *sourceSession) asks() *asked {
+	a := newAsked()
+	s.asked.Store(a)
+	return a
+}
+
 // from is where the transfer starts: where the target has come to, if that is of this very transfer.
 func (s *sourceSession) from(p pendingTransfer) wire.Cursor {
 	c := s.pos.Cursor
+	if p.Compare != nil {
+		return wire.Cursor{Epoch: uint64(p.Epoch)}
+	}
 	if c != nil && c.Base == uint64(p.Base) && c.Epoch == uint64(p.Epoch) && (c.Items > 0 || c.Offset > 0) {
 		return *c
 	}
@@ -122,10 +144,10 @@ func (s *sourceSession) count(ctx context.Context, view View) (end func()) {
 // begin announces the transfer.
 func (s *sourceSession) begin(from wire.Cursor, p pendingTransfer, total work) error {
 	goesOn := from.Items > 0 || from.Offset > 0
-	s.r.meter.start(time.Now(), p.Base == 0, goesOn, work{from.Files, from.Bytes}, total, s.r.wire.Load())
+	s.r.meter.start(time.Now(), p.Base == 0 && p.Compare == nil, goesOn, work{from.Files, from.Bytes}, total, s.r.wire.Load())
 	root := s.origin.vol.Root()
 	return s.conn.Queue(wire.TypeBegin, wire.Begin{
-		Cursor: from, Time: p.Time, RootIno: root.Ino, RootGen: root.Gen, Files: total.files, Bytes: total.bytes,
+		Compare: p.Compare != nil, Cursor: from, Time: p.Time, RootIno: root.Ino, RootGen: root.Gen, Files: total.files, Bytes: total.bytes,
 	})
 }
 

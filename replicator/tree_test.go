@@ -39,6 +39,7 @@ type tree struct {
 	broken  func(op string) error // nil, or what an operation of the target fails with
 	unread  map[journal.Ident]error
 	commits int
+	hook    func() // nil, or called before a view is opened
 }
 
 // node is an inode. Content is in blocks, so that there can be holes.

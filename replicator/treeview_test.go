@@ -29,6 +29,9 @@ func (v *tree) Seal() (View, error) {
 }
 
 func (v *tree) View(n journal.Epoch) (View, error) {
+	if v.hook != nil {
+		v.hook()
+	}
 	if err := v.j.Hold(n); err != nil {
 		return nil, err
 	}

@@ -8,8 +8,10 @@ import (
 	"tandemfs/journal"
 )
 
-// IsItem reports whether a record counts as an item of the stream; data and holes belong to the item before.
-func (k Kind) IsItem() bool { return k != KindData && k != KindHole }
+// IsItem reports whether a record counts as an item of the stream; content belongs to the item before.
+func (k Kind) IsItem() bool {
+	return k == KindInode || k == KindAttach || k == KindDetach
+}
 
 // Chainer computes the chain: a number that stands for all items up to one, so that two ends that both
 // count n items also know that they count the same ones. It is not for concurrent use.

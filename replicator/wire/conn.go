@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,9 @@ type Peer struct {
 	Features    []string
 	Version     uint16 // of the protocol, agreed
 }
+
+// Can reports whether the peer has a feature.
+func (p Peer) Can(feature string) bool { return slices.Contains(p.Features, feature) }
 
 // Conn is a connection between two nodes, after the handshake. One goroutine may call Receive; any may send.
 type Conn struct {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 
@@ -34,6 +35,9 @@ func (d *Decoder) Next(r *Record) (bool, error) {
 		r.Dir, r.Name, r.Ident = d.ident(), d.bytes(MaxName), d.ident()
 	case KindDetach:
 		r.Dir, r.Name = d.ident(), d.bytes(MaxName)
+	case KindDigest:
+		r.Off, r.Len = int64(d.uvarint()), int64(d.uvarint())
+		r.Data = d.take(sha256.Size)
 	}
 	if d.bad {
 		return false, fmt.Errorf("%w: cut short, or a length out of bounds", ErrRecord)

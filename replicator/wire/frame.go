@@ -55,6 +55,10 @@ const (
 	TypeProgress  Type = 11 // both ways: Progress
 	TypePing      Type = 12 // both ways: empty
 	TypeBye       Type = 13 // both ways: Bye
+	TypeWant      Type = 14 // target: Want
+	TypeVerify    Type = 15 // source: Verify
+	TypeDiffer    Type = 16 // target: Differ
+	TypeVerified  Type = 17 // target: Verified
 )
 
 // header is a frame's header, decoded.
@@ -78,7 +82,7 @@ func parseHeader(b []byte, limit int) (header, error) {
 	length, raw := binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[8:])
 	h := header{length: int(length), kind: Type(b[4]), flags: b[5], raw: int(raw), sum: binary.BigEndian.Uint64(b[checksumAt:])}
 	switch {
-	case h.kind < TypeHello || h.kind > TypeBye:
+	case h.kind < TypeHello || h.kind > TypeVerified:
 		return h, fmt.Errorf("%w: unknown type %d", ErrFrame, h.kind)
 	case h.flags&^flagLZ4 != 0 || b[6] != 0 || b[7] != 0:
 		return h, fmt.Errorf("%w: unknown flags %#x", ErrFrame, b[5:8])

@@ -16,6 +16,9 @@ const (
 	VersionHighest = 1
 )
 
+// FeatureCompare is what a node can do that compares: transfers with Begin.Compare, and Verify.
+const FeatureCompare = "compare"
+
 // Errors of the handshake.
 var (
 	// ErrNotTandem says that what answers is something else than a Tandem node.

@@ -58,6 +58,8 @@ type Position struct {
 	// Dirty says that a transfer was begun and not committed; Cursor, that it can go on.
 	Dirty  bool    `json:"dirty,omitempty"`
 	Cursor *Cursor `json:"cursor,omitempty"`
+	// Holds says that there are files in the volume, though there is no recovery point.
+	Holds bool `json:"holds,omitempty"`
 }
 
 // Cursor is a place in the stream of one transfer: so many whole items (every record but data and hole
@@ -76,9 +78,12 @@ type Cursor struct {
 }
 
 // Begin starts a transfer, at the given cursor, from the seal Base, which the target must hold, to the seal Epoch.
+// With Compare it builds on nothing but what the target finds: all inodes and names of the source follow, and of
+// their content what the target then asks for.
 type Begin struct {
-	Cursor Cursor    `json:"cursor"` // Items 0 but when it goes on
-	Time   time.Time `json:"time"`   // of the seal
+	Compare bool      `json:"compare,omitempty"`
+	Cursor  Cursor    `json:"cursor"` // Items 0 but when it goes on
+	Time    time.Time `json:"time"`   // of the seal
 	// RootIno and RootGen are the root directory's identity on the source.
 	RootIno uint64 `json:"root_ino"`
 	RootGen uint64 `json:"root_gen"`
@@ -129,6 +134,64 @@ type Progress struct {
 	Items         int64   `json:"items,omitempty"`
 	Files         int64   `json:"files,omitempty"`
 	Bytes         int64   `json:"bytes,omitempty"`
+}
+
+// Want is what a target asks for that compares. Done says that all is asked for that the records before the
+// last Ask gave reason to.
+type Want struct {
+	Files []WantFile `json:"files,omitempty"`
+	Done  bool       `json:"done,omitempty"`
+}
+
+// WantFile asks for a regular file: its attributes and, with Compare, digests of all its content, otherwise the
+// content of Extents, each an offset and the offset of its end.
+type WantFile struct {
+	Ino     uint64     `json:"ino"`
+	Gen     uint64     `json:"gen"`
+	Compare bool       `json:"compare,omitempty"`
+	Extents [][2]int64 `json:"extents,omitempty"`
+}
+
+// What a Want message can hold, so that it fits a frame.
+const (
+	MaxWantFiles   = 200
+	MaxWantExtents = 200 // in all files together
+)
+
+// Verify asks to compare the recovery point Epoch, over a connection of its own; the target, if that is what it
+// holds, answers with its Position. Then come Begin with Compare and what goes with it; nothing is changed.
+type Verify struct {
+	ID       string `json:"id"`
+	VolumeID string `json:"volume_id"`
+	Epoch    uint64 `json:"epoch"`
+}
+
+// Differ tells of differences that the target has found.
+type Differ struct {
+	Found []Difference `json:"found"`
+}
+
+// Difference is one that was found: its kind, the path below the volume's root, and the source's inode where
+// its content differs.
+type Difference struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"`
+	Ino  uint64 `json:"ino,omitempty"`
+	Gen  uint64 `json:"gen,omitempty"`
+}
+
+// What a Differ message can hold, so that it fits a frame: differences, and bytes of a path, the end of a longer one.
+const (
+	MaxDiffer     = 5
+	MaxDifferPath = 1000
+)
+
+// Verified ends a comparison: how many inodes and bytes of content were compared, and the count of all differences,
+// those among them that were not told.
+type Verified struct {
+	Files       int64 `json:"files"`
+	Bytes       int64 `json:"bytes"`
+	Differences int64 `json:"differences"`
 }
 
 // Bye ends something: the connection, because the source was disabled, or the relationship.

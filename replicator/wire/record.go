@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 //	hole    = offset varint | length varint, of that file
 //	attach  = dir name ident
 //	detach  = dir name
+//	digest  = offset varint | length varint | 32 bytes, of that file
+//	ask
 //
 // ident and dir are two varints each (inode number, generation); times are a zigzag varint of seconds and
 // a varint of nanoseconds; names and values have their length before them as a varint. All varints are
@@ -32,6 +35,8 @@ const (
 	KindHole   Kind = 3 // a hole in it
 	KindAttach Kind = 4 // a name stands for an inode from now on
 	KindDetach Kind = 5 // a name stands for nothing
+	KindDigest Kind = 6 // the SHA-256 of content of the inode before, for the target to compare
+	KindAsk    Kind = 7 // the target is to say what it wants, and then that it has said so: see Want
 )
 
 // Flags say more of an inode record.
@@ -39,10 +44,11 @@ type Flags uint8
 
 // The flags of an inode record.
 const (
-	FlagNew       Flags = 1 << iota // the inode is made, unless it has been
-	FlagPlaced                      // it is made as Dir and Name say, not aside
-	FlagGoesOn                      // its content goes on where a transfer was interrupted
-	FlagRelocated                   // a directory that is not new goes into one that is
+	FlagNew     Flags = 1 << iota // the inode is made, unless it has been
+	FlagPlaced                    // it is made as Dir and Name say, not aside
+	FlagGoesOn                    // its content goes on where a transfer was interrupted
+	FlagCompare                   // what follows of its content is for the target to compare: digests, and holes
+	FlagSuspect                   // its content may be another though its size and its times are the target's
 )
 
 // Bounds of what a record can hold, in bytes, as Linux has them.
@@ -51,6 +57,8 @@ const (
 	MaxSymlink    = 4095
 	MaxXattrValue = 64 << 10
 	MaxData       = 256 << 10
+	// MaxDigest is the most content that one digest is of.
+	MaxDigest = 128 << 10
 	// maxXattrs bounds all extended attributes of an inode, so that its record fits a frame.
 	maxXattrs = MaxRaw - 64<<10
 	// mostXattrs is how many that can be: each has a name, and takes the room of two lengths.
@@ -75,8 +83,8 @@ type Record struct {
 	Xattrs  []journal.Xattr
 	Symlink []byte
 	Off     int64
-	Len     int64  // of a hole
-	Data    []byte // of data
+	Len     int64  // of a hole, or of what a digest is of
+	Data    []byte // of data, or the digest
 }
 
 const (
@@ -114,6 +122,10 @@ func (r *Record) Append(b []byte) ([]byte, error) {
 		b = appendIdent(b, r.Ident)
 	case KindDetach:
 		b = appendBytes(appendIdent(b, r.Dir), r.Name)
+	case KindDigest:
+		b = binary.AppendUvarint(b, uint64(r.Off))
+		b = binary.AppendUvarint(b, uint64(r.Len))
+		b = append(b, r.Data...)
 	}
 	return b, nil
 }
@@ -187,6 +199,11 @@ func (r *Record) check() error {
 		if r.Off < 0 || r.Len <= 0 || r.Off+r.Len < 0 {
 			return fmt.Errorf("%w: a hole of %d at %d", ErrRecord, r.Len, r.Off)
 		}
+	case KindDigest:
+		if r.Off < 0 || r.Len <= 0 || r.Len > MaxDigest || r.Off+r.Len < 0 || len(r.Data) != sha256.Size {
+			return fmt.Errorf("%w: a digest of %d at %d in %d bytes", ErrRecord, r.Len, r.Off, len(r.Data))
+		}
+	case KindAsk:
 	case KindAttach, KindDetach:
 		if r.Kind == KindAttach && r.Ident.IsZero() || r.Dir.IsZero() {
 			return fmt.Errorf("%w: no identity", ErrRecord)
@@ -200,7 +217,7 @@ func (r *Record) check() error {
 
 func (r *Record) checkInode() error {
 	a := &r.Attr
-	if r.Ident.IsZero() || a.Size < 0 || a.Atime.Nsec >= 1e9 || a.Mtime.Nsec >= 1e9 || r.Flags&^(FlagNew|FlagPlaced|FlagGoesOn) != 0 {
+	if r.Ident.IsZero() || a.Size < 0 || a.Atime.Nsec >= 1e9 || a.Mtime.Nsec >= 1e9 || r.Flags&^(FlagNew|FlagPlaced|FlagGoesOn|FlagCompare|FlagSuspect) != 0 {
 		return fmt.Errorf("%w: inode %s is not sound", ErrRecord, r.Ident)
 	}
 	if a.Mode&typeMask == typeSymlink && r.Flags&FlagNew != 0 && (len(r.Symlink) == 0 || len(r.Symlink) > MaxSymlink) {

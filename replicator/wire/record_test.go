@@ -137,7 +137,7 @@ func TestWhatLinuxDoesNotHaveIsRefused(t *testing.T) {
 	cases := map[string]Record{
 		"an unknown kind":        {Kind: 9},
 		"no identity":            {Kind: KindInode, Attr: regular},
-		"unknown flags":          {Kind: KindInode, Ident: id, Flags: 8},
+		"unknown flags":          {Kind: KindInode, Ident: id, Flags: 32},
 		"a name with a slash":    {Kind: KindDetach, Dir: id, Name: []byte("a/b")},
 		"a name with a zero":     {Kind: KindDetach, Dir: id, Name: []byte("a\x00")},
 		"an empty name":          {Kind: KindDetach, Dir: id},

@@ -1,0 +1,498 @@
+package replicator
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"syscall"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// comparer goes through all that the source has, record by record, beside a view of this volume, and calls for a
+// reaction to each difference. The records are those of a first transfer, without content: directories depth
+// first, their names in order. Of a file whose content may differ it asks the source for digests, which come
+// later. It is used by one goroutine.
+type comparer struct {
+	view View
+	ids  *journal.Map
+	act  reaction
+	ask  func(wire.Want) error // asks the source
+	// strict says that the content of every file is compared, in whatever size and times agree; exact, that a hole
+	// and zeros are different.
+	strict, exact bool
+	// distrusts says of which inodes here the content is compared too.
+	distrusts func(here journal.Ident) bool
+
+	in     []*listing                      // the directories that the inventory is in
+	wanted map[journal.Ident]*comparedFile // asked for, and not there yet
+	file   *comparedFile                   // whose digests are coming
+	want   wire.Want                       // to be asked for
+	ranges int                             // in want
+	buf    []byte
+	done   work // compared so far
+}
+
+// reaction is what is done about differences. All of it is called by the comparer's goroutine; what belongs to a
+// record is good during the call.
+type reaction interface {
+	// surplus: the source does not have the name.
+	surplus(at *listing, name string) error
+	// lacking: nothing here can be the inode; stands is what has its name, or zero. It gives the inode that was
+	// made for it; zero leaves everything below it out.
+	lacking(at *listing, r *wire.Record, stands journal.Ident) (journal.Ident, error)
+	// pair: here can be the inode, by its name and type, and was not known to be.
+	pair(at *listing, r *wire.Record, here journal.Ident) error
+	// misplaced: the name stands for something else, or for nothing.
+	misplaced(at *listing, name string, here, stands journal.Ident) error
+	// attributes: they differ, or those of what was changed just now have to be set.
+	attributes(path string, from, here journal.Ident, image journal.Image) error
+	// content: it differs in x. Extents that are given back are asked for, and the attributes set after them.
+	content(f *comparedFile, x journal.Extents) (journal.Extents, error)
+}
+
+// listing is a directory while the inventory goes through it.
+type listing struct {
+	there, here journal.Ident // here is zero where this volume has none
+	path        string        // with a slash at its end; empty for the root
+	fresh       bool          // it was made just now
+	changed     bool          // names of it were
+	last        string        // the name that came last
+	entries     []DirEntry    // what the view has after that
+}
+
+// comparedFile is a regular file whose content is compared, or sent.
+type comparedFile struct {
+	from, here journal.Ident
+	path       string
+	compare    bool
+	image      journal.Image
+	content    File
+	end        int64 // up to where it is compared
+	differs    journal.Extents
+}
+
+// begin starts at the root.
+func (c *comparer) begin(root, here journal.Ident) error {
+	c.wanted = map[journal.Ident]*comparedFile{}
+	c.buf = make([]byte, wire.MaxDigest)
+	return c.enter(root, here, "", false)
+}
+
+// takes reports whether a record is the comparer's. The others are content that it has asked for.
+func (c *comparer) takes(r *wire.Record) bool {
+	switch {
+	case r.Kind == wire.KindAsk, !r.Kind.IsItem() && c.file != nil:
+		return true
+	case !r.Kind.IsItem():
+		return false
+	}
+	f := c.wanted[r.Ident]
+	return r.Kind != wire.KindInode || r.Flags&wire.FlagNew != 0 || f == nil || f.compare
+}
+
+// record compares one record; the item before it is finished.
+func (c *comparer) record(r *wire.Record) error {
+	switch {
+	case r.Kind == wire.KindAsk:
+		return errors.Join(c.finish(), c.say(true))
+	case !r.Kind.IsItem():
+		return c.part(r)
+	case r.Kind == wire.KindAttach:
+		return c.link(r)
+	case r.Kind != wire.KindInode:
+	case r.Flags&wire.FlagNew != 0:
+		return c.inode(r)
+	case isDir(r.Attr):
+		return c.leave(r)
+	case r.Flags&wire.FlagCompare != 0 && c.wanted[r.Ident] != nil:
+		return c.open(r)
+	}
+	return fmt.Errorf("%w: kind %d of inode %s while comparing", wire.ErrRecord, r.Kind, r.Ident)
+}
+
+// got notes that content which was asked for begins to come.
+func (c *comparer) got(from journal.Ident) { delete(c.wanted, from) }
+
+// satisfied fails where the inventory is not complete, or something that was asked for did not come.
+func (c *comparer) satisfied() error {
+	if len(c.in) > 0 || len(c.wanted) > 0 || c.file != nil || len(c.want.Files) > 0 {
+		return fmt.Errorf("%w: the comparison ended in the middle", errDivergence)
+	}
+	return nil
+}
+
+// at gives the directory that the inventory is in, and checks that it is dir.
+func (c *comparer) at(dir journal.Ident) (*listing, error) {
+	if len(c.in) == 0 || c.in[len(c.in)-1].there != dir {
+		return nil, fmt.Errorf("%w: directory %s is not the one that is being compared", wire.ErrRecord, dir)
+	}
+	return c.in[len(c.in)-1], nil
+}
+
+// enter begins a directory.
+func (c *comparer) enter(there, here journal.Ident, path string, fresh bool) error {
+	l := &listing{there: there, here: here, path: path, fresh: fresh}
+	if !here.IsZero() && !fresh {
+		var err error
+		if l.entries, err = c.view.ReadDir(here); err != nil {
+			return fmt.Errorf("directory %s of the target: %w", here, err)
+		}
+	}
+	c.in = append(c.in, l)
+	return nil
+}
+
+// advance goes on to a name of the directory, and gives what it stands for here.
+func (c *comparer) advance(at *listing, name string) (journal.Ident, error) {
+	if name <= at.last {
+		return journal.Ident{}, fmt.Errorf("%w: the name %q comes after %q", wire.ErrRecord, name, at.last)
+	}
+	at.last = name
+	n, found := slices.BinarySearchFunc(at.entries, name, func(e DirEntry, name string) int { return cmp.Compare(e.Name, name) })
+	passed := at.entries[:n]
+	at.entries = at.entries[n:]
+	for _, e := range passed {
+		if err := c.act.surplus(at, e.Name); err != nil {
+			return journal.Ident{}, err
+		}
+	}
+	if !found {
+		return journal.Ident{}, nil
+	}
+	stands := at.entries[0].Ident
+	at.entries = at.entries[1:]
+	return stands, nil
+}
+
+// inode compares an inode by the first name that the inventory has of it.
+func (c *comparer) inode(r *wire.Record) error {
+	at, err := c.at(r.Dir)
+	if err != nil {
+		return err
+	}
+	name := string(r.Name)
+	if at.here.IsZero() {
+		return c.below(at, r, name, journal.Ident{}, false)
+	}
+	stands, err := c.advance(at, name)
+	if err != nil {
+		return err
+	}
+	here, err := c.find(at, r, stands)
+	fresh := false
+	switch {
+	case err != nil:
+	case here.IsZero():
+		fresh = true
+		here, err = c.act.lacking(at, r, stands)
+	case here != stands:
+		err = c.act.misplaced(at, name, here, stands)
+	}
+	if err != nil {
+		return err
+	}
+	return c.below(at, r, name, here, fresh)
+}
+
+// below goes on with what an inode has: names, or content and attributes.
+func (c *comparer) below(at *listing, r *wire.Record, name string, here journal.Ident, fresh bool) error {
+	if isDir(r.Attr) {
+		return c.enter(r.Ident, here, at.path+name+"/", fresh)
+	}
+	if here.IsZero() {
+		return nil
+	}
+	return c.compare(r, &comparedFile{from: r.Ident, here: here, path: at.path + name}, fresh)
+}
+
+// find finds the inode here that is the source's: as the map has it, or else by its name.
+func (c *comparer) find(at *listing, r *wire.Record, stands journal.Ident) (none journal.Ident, err error) {
+	known, ok, err := c.ids.Get(r.Ident)
+	if err == nil && ok {
+		ok, err = c.plausible(known, r)
+	}
+	if err != nil || ok {
+		return known, err
+	}
+	if stands.IsZero() {
+		return none, nil
+	}
+	if ok, err = c.plausible(stands, r); err != nil || !ok {
+		return none, err
+	}
+	if owner, owned, err := c.ids.Reverse(stands); err != nil || owned && owner != r.Ident {
+		return none, err
+	}
+	return stands, c.act.pair(at, r, stands)
+}
+
+// plausible reports whether an inode here is there and is of the same type, with what never changes of that.
+func (c *comparer) plausible(here journal.Ident, r *wire.Record) (bool, error) {
+	attr, err := c.view.Stat(here)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil || (attr.Mode^r.Attr.Mode)&typeMask != 0 || attr.Rdev != r.Attr.Rdev {
+		return false, err
+	}
+	if !isSymlink(attr) {
+		return true, nil
+	}
+	target, err := c.view.Readlink(here)
+	return target == string(r.Symlink), err
+}
+
+// link compares one more name of an inode.
+func (c *comparer) link(r *wire.Record) error {
+	at, err := c.at(r.Dir)
+	if err != nil || at.here.IsZero() {
+		return err
+	}
+	name := string(r.Name)
+	stands, err := c.advance(at, name)
+	if err != nil {
+		return err
+	}
+	here, ok, err := c.ids.Get(r.Ident)
+	if err == nil && (!ok || here != stands) {
+		err = c.act.misplaced(at, name, here, stands)
+	}
+	return err
+}
+
+// leave ends a directory.
+func (c *comparer) leave(r *wire.Record) error {
+	at, err := c.at(r.Ident)
+	if err != nil {
+		return err
+	}
+	for _, e := range at.entries {
+		if err := c.act.surplus(at, e.Name); err != nil {
+			return err
+		}
+	}
+	c.in = c.in[:len(c.in)-1]
+	c.done.files++
+	if at.here.IsZero() {
+		return nil
+	}
+	return c.attributes(at.path, r, at.here, at.fresh || at.changed)
+}
+
+// attributes compares an inode's attributes.
+func (c *comparer) attributes(path string, r *wire.Record, here journal.Ident, changed bool) error {
+	image := journal.Image{Attr: r.Attr, Xattrs: r.Xattrs}
+	if !changed {
+		same, err := c.sameImage(here, image)
+		if err != nil || same {
+			return err
+		}
+	}
+	return c.act.attributes(path, r.Ident, here, image)
+}
+
+// sameImage compares all that is replicated of an image; the access time, which reading alone changes, only
+// where that is put right.
+func (c *comparer) sameImage(here journal.Ident, image journal.Image) (bool, error) {
+	have, err := c.view.Stat(here)
+	if err != nil {
+		return false, err
+	}
+	a := image.Attr
+	if c.exact && have.Atime != a.Atime {
+		return false, nil
+	}
+	if have.Mode != a.Mode || have.UID != a.UID || have.GID != a.GID || have.Mtime != a.Mtime || isRegular(a) && have.Size != a.Size {
+		return false, nil
+	}
+	xattrs, err := c.view.Xattrs(here)
+	return slices.EqualFunc(xattrs, image.Xattrs, func(a, b journal.Xattr) bool {
+		return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
+	}), err
+}
+
+// compare compares an inode that is no directory, or asks for what it takes.
+func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
+	c.done.files++
+	if !isRegular(r.Attr) || fresh && r.Attr.Size == 0 {
+		return c.attributes(f.path, r, f.here, fresh)
+	}
+	if fresh {
+		return c.request(f, journal.Extents{{End: r.Attr.Size}})
+	}
+	have, err := c.view.Stat(f.here)
+	if err != nil {
+		return err
+	}
+	same := have.Size == r.Attr.Size && (have.Mtime == r.Attr.Mtime || have.Size == 0)
+	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.distrusts(f.here)
+	if same && (!distrusted || have.Size == 0) {
+		c.done.bytes += have.Size
+		return c.attributes(f.path, r, f.here, false)
+	}
+	f.compare = true
+	return c.request(f, nil)
+}
+
+// request asks for a file's content, or for digests of it.
+func (c *comparer) request(f *comparedFile, x journal.Extents) error {
+	x = x.Coarsen(wire.MaxWantExtents)
+	if len(c.want.Files) == wire.MaxWantFiles || c.ranges+len(x) > wire.MaxWantExtents {
+		if err := c.say(false); err != nil {
+			return err
+		}
+	}
+	w := wire.WantFile{Ino: f.from.Ino, Gen: f.from.Gen, Compare: f.compare}
+	for _, e := range x {
+		w.Extents = append(w.Extents, [2]int64{e.Off, e.End})
+	}
+	c.wanted[f.from] = f
+	c.want.Files = append(c.want.Files, w)
+	c.ranges += len(x)
+	return nil
+}
+
+// say tells the source what is wanted so far.
+func (c *comparer) say(done bool) error {
+	if len(c.want.Files) == 0 && !done {
+		return nil
+	}
+	c.want.Done = done
+	err := c.ask(c.want)
+	c.want, c.ranges = wire.Want{}, 0
+	return err
+}
+
+// open begins a file whose digests come.
+func (c *comparer) open(r *wire.Record) error {
+	f := c.wanted[r.Ident]
+	delete(c.wanted, r.Ident)
+	f.image = journal.Image{Attr: r.Attr, Xattrs: cloneXattrs(r.Xattrs)}
+	var err error
+	if f.content, err = c.view.Open(f.here); err != nil {
+		return err
+	}
+	c.file = f
+	return nil
+}
+
+// part compares what comes of the open file: a digest, or a hole.
+func (c *comparer) part(r *wire.Record) error {
+	f := c.file
+	x := journal.Extent{Off: r.Off, End: r.Off + r.Len}
+	if r.Off < f.end || x.End > f.image.Attr.Size {
+		return fmt.Errorf("%w: content at %d that belongs to nothing", wire.ErrRecord, r.Off)
+	}
+	f.end = x.End
+	c.done.bytes += x.Len()
+	var same bool
+	var err error
+	switch r.Kind {
+	case wire.KindDigest:
+		same, err = c.sameDigest(f.content, x, r.Data)
+	case wire.KindHole:
+		same, err = c.sameHole(f.content, x)
+	default:
+		return fmt.Errorf("%w: kind %d among digests", wire.ErrRecord, r.Kind)
+	}
+	if err == nil && !same {
+		f.differs = f.differs.Add(x)
+	}
+	return err
+}
+
+// sameDigest compares data. What cannot be read here is different: it is replaced.
+func (c *comparer) sameDigest(from File, x journal.Extent, digest []byte) (bool, error) {
+	p := c.buf[:x.Len()]
+	n, err := from.ReadAt(p, x.Off)
+	if errors.Is(err, syscall.EIO) {
+		return false, nil
+	}
+	if err != nil || int64(n) < x.Len() {
+		return false, ignoreEOF(err)
+	}
+	if sum := sha256.Sum256(p); !bytes.Equal(sum[:], digest) {
+		return false, nil
+	}
+	if !c.exact {
+		return true, nil
+	}
+	data, ok, err := from.NextData(x.Off, x.End)
+	return ok && data == x, err
+}
+
+// sameHole compares a hole.
+func (c *comparer) sameHole(from File, x journal.Extent) (bool, error) {
+	for off := x.Off; off < x.End; {
+		data, ok, err := from.NextData(off, x.End)
+		if err != nil || !ok {
+			return err == nil, err
+		}
+		if c.exact {
+			return false, nil
+		}
+		for at := data.Off; at < data.End; at += int64(len(c.buf)) {
+			p := c.buf[:min(int64(len(c.buf)), data.End-at)]
+			if n, err := from.ReadAt(p, at); ignoreEOF(err) != nil || bytes.Count(p[:n], zero) != n {
+				return false, ignoreEOF(err)
+			}
+		}
+		off = data.End
+	}
+	return true, nil
+}
+
+var zero = []byte{0}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// finish ends the open file, if there is one.
+func (c *comparer) finish() error {
+	f := c.file
+	if f == nil {
+		return nil
+	}
+	c.file = nil
+	if err := f.content.Close(); err != nil {
+		return err
+	}
+	if f.end != f.image.Attr.Size {
+		return fmt.Errorf("%w: the digests of inode %s end at %d of %d bytes", wire.ErrRecord, f.from, f.end, f.image.Attr.Size)
+	}
+	if len(f.differs) > 0 {
+		x, err := c.act.content(f, f.differs)
+		if err != nil {
+			return err
+		}
+		if len(x) > 0 {
+			f.compare = false
+			return c.request(f, x)
+		}
+	}
+	same, err := c.sameImage(f.here, f.image)
+	if err != nil || same {
+		return err
+	}
+	return c.act.attributes(f.path, f.from, f.here, f.image)
+}
+
+// close lets go of what is open.
+func (c *comparer) close() error {
+	var err error
+	if c.file != nil {
+		err = c.file.content.Close()
+	}
+	return errors.Join(err, c.view.Close())
+}

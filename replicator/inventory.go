@@ -1,0 +1,196 @@
+package replicator
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// inventory sends all inodes and names of a view, and of the content what the target then asks for: digests, or
+// the bytes. What it asks for is served between the items, so that neither end gathers much.
+type inventory struct {
+	sender
+	asked *asked
+	// suspect says of which inodes the content is to be compared though their times have not changed.
+	suspect func(journal.Ident) bool
+	// pace, if set, waits until n more bytes of content may be read.
+	pace func(n int) error
+	buf  []byte // a digest's content
+}
+
+// send runs through the whole inventory, and serves what is asked for until nothing is.
+func (i *inventory) send(p *plan) error {
+	i.cursor = wire.Cursor{Base: i.from.Base, Epoch: i.from.Epoch}
+	err := p.steps(func(t *step) error {
+		if err := i.serve(); err != nil {
+			return err
+		}
+		t.whole, t.extents = false, nil
+		if isRegular(t.Attr) && i.suspect(t.Ident) {
+			t.Flags |= wire.FlagSuspect
+		}
+		return i.step(t)
+	})
+	for err == nil {
+		if err = i.out.record(i.ctx, &wire.Record{Kind: wire.KindAsk}); err == nil {
+			err = i.out.flush(i.ctx)
+		}
+		if err != nil {
+			break
+		}
+		if err = i.asked.answered(i.ctx); err != nil {
+			break
+		}
+		if i.asked.none() {
+			return nil
+		}
+		err = i.serve()
+	}
+	return err
+}
+
+// serve sends what was asked for so far.
+func (i *inventory) serve() error {
+	for {
+		w, ok := i.asked.next()
+		if !ok {
+			return context.Cause(i.ctx)
+		}
+		if err := i.file(w); err != nil {
+			return err
+		}
+	}
+}
+
+// file sends a file's attributes and its content, or digests of that.
+func (i *inventory) file(w wire.WantFile) error {
+	id := journal.Ident{Ino: w.Ino, Gen: w.Gen}
+	attr, err := i.view.Stat(id)
+	if err != nil {
+		return fmt.Errorf("inode %s, which the target asks for: %w", id, err)
+	}
+	t := step{Record: wire.Record{Kind: wire.KindInode, Ident: id, Attr: attr}}
+	if !isRegular(attr) {
+		return fmt.Errorf("%w: the target asks for the content of inode %s, which has none", wire.ErrFrame, id)
+	}
+	if !w.Compare {
+		for _, e := range w.Extents {
+			t.extents = append(t.extents, journal.Extent{Off: max(0, e[0]), End: e[1]})
+		}
+		return i.step(&t)
+	}
+	t.Flags = wire.FlagCompare
+	if err := i.step(&t); err != nil {
+		return err
+	}
+	return describe(&t, i.digests(id, attr.Size))
+}
+
+// digests sends what a file's content is, as digests of its data.
+func (i *inventory) digests(id journal.Ident, size int64) error {
+	f, err := i.view.Open(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it has inode %s without its content", errView, id)
+	}
+	if err != nil {
+		return err
+	}
+	err = stretches(f, journal.Extent{End: size}, func(x journal.Extent, data bool) error {
+		if !data {
+			return i.out.record(i.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
+		}
+		for off := x.Off; off < x.End; {
+			end := min(x.End, (off/wire.MaxDigest+1)*wire.MaxDigest)
+			if err := i.digest(f, journal.Extent{Off: off, End: end}); err != nil {
+				return err
+			}
+			off = end
+		}
+		return nil
+	})
+	return errors.Join(err, f.Close())
+}
+
+// digest sends one.
+func (i *inventory) digest(f File, x journal.Extent) error {
+	if i.buf == nil {
+		i.buf = make([]byte, wire.MaxDigest)
+	}
+	p := i.buf[:x.Len()]
+	if i.pace != nil {
+		if err := i.pace(len(p)); err != nil {
+			return err
+		}
+	}
+	n, err := f.ReadAt(p, x.Off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	clear(p[n:])
+	sum := sha256.Sum256(p)
+	return i.out.record(i.ctx, &wire.Record{Kind: wire.KindDigest, Off: x.Off, Len: x.Len(), Data: sum[:]})
+}
+
+// asked is what the target has asked for and has not been sent. Its methods may be called concurrently.
+type asked struct {
+	mu    sync.Mutex
+	files []wire.WantFile
+	done  chan struct{} // gets a value for each Want that is done
+}
+
+func newAsked() *asked { return &asked{done: make(chan struct{}, 1)} }
+
+// add takes a message up.
+func (a *asked) add(w wire.Want) error {
+	if len(w.Files) > wire.MaxWantFiles {
+		return fmt.Errorf("%w: it asks for %d files at once", wire.ErrFrame, len(w.Files))
+	}
+	a.mu.Lock()
+	a.files = append(a.files, w.Files...)
+	a.mu.Unlock()
+	if !w.Done {
+		return nil
+	}
+	select {
+	case a.done <- struct{}{}:
+		return nil
+	default:
+		return fmt.Errorf("%w: an answer that nobody asked for", wire.ErrFrame)
+	}
+}
+
+// answered waits until the target has said that it has asked for everything.
+func (a *asked) answered(ctx context.Context) error {
+	select {
+	case <-a.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// next gives a file that was asked for, the oldest.
+func (a *asked) next() (wire.WantFile, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.files) == 0 {
+		a.files = nil
+		return wire.WantFile{}, false
+	}
+	w := a.files[0]
+	a.files = a.files[1:]
+	return w, true
+}
+
+func (a *asked) none() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.files) == 0
+}

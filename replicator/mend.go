@@ -1,0 +1,76 @@
+package replicator
+
+import (
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// mender is the reaction of a transfer that compares: it makes the target what the source is.
+type mender struct{ a *applier }
+
+func (m mender) surplus(at *listing, name string) error {
+	at.changed = true
+	return m.a.vol.MoveAside(at.here, name)
+}
+
+func (m mender) lacking(at *listing, r *wire.Record, _ journal.Ident) (journal.Ident, error) {
+	at.changed = true
+	return m.a.produce(making{from: r.Ident, fresh: true, creation: Creation{
+		Mode: r.Attr.Mode, Rdev: r.Attr.Rdev, Symlink: string(r.Symlink), Dir: at.here, Name: string(r.Name)}})
+}
+
+func (m mender) pair(_ *listing, r *wire.Record, here journal.Ident) error {
+	return m.a.ids.Put(r.Ident, here)
+}
+
+func (m mender) misplaced(at *listing, name string, here, _ journal.Ident) error {
+	at.changed = true
+	return m.a.vol.Place(here, at.here, name)
+}
+
+func (m mender) attributes(_ string, from, here journal.Ident, image journal.Image) error {
+	return m.a.setImage(from, here, image)
+}
+
+func (m mender) content(_ *comparedFile, x journal.Extents) (journal.Extents, error) { return x, nil }
+
+// compareWith makes the transfer one that compares. The view is of the volume as it is now, not as its readers see
+// it: what an interrupted transfer left is what there is to mend.
+func (a *applier) compareWith(root journal.Ident, ask func(wire.Want) error) error {
+	if err := a.ids.Put(root, a.vol.Root()); err != nil {
+		return err
+	}
+	view, err := a.vol.Seal()
+	if err != nil {
+		return err
+	}
+	a.comparer = &comparer{view: view, ids: a.ids, act: mender{a}, ask: ask, exact: true, distrusts: a.distrusted()}
+	return a.comparer.begin(root, a.vol.Root())
+}
+
+// distrusted says of which inodes the content may be wrong after a power cut, though their times are right.
+func (a *applier) distrusted() func(journal.Ident) bool {
+	j := a.vol.Journal()
+	if j.Clean() {
+		return func(journal.Ident) bool { return false }
+	}
+	all, ids := j.Active()
+	active := make(map[journal.Ident]struct{}, len(ids))
+	for _, id := range ids {
+		active[id] = struct{}{}
+	}
+	return func(id journal.Ident) bool {
+		_, in := active[id]
+		return all || in
+	}
+}
+
+// endCompare lets go of what a comparison holds.
+func (a *applier) endCompare() error {
+	c := a.comparer
+	if c == nil {
+		return nil
+	}
+	a.comparer = nil
+	return c.close()
+}
