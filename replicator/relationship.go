@@ -181,6 +181,14 @@ func (r *relationship) status() Status {
 		LastErrorTime: r.lastErrorTime, RetryAt: r.retryAt, Created: r.rec.Created,
 		Verified: VerifiedPoint{r.rec.VerifiedEpoch, r.rec.VerifiedTime},
 	}
+	if p := r.source.memory.Pending; p != nil && p.Compare != nil {
+		s.Progress.Comparing = p.Compare.Reason
+	}
+	if v := r.source.verify; v != nil {
+		short := v.Verification
+		short.Found, short.Repairing = nil, r.source.repairing
+		s.Verification = &short
+	}
 	b := r.target.behind
 	if r.role == RoleSource {
 		b = r.source.behind(now, left.bytes, r.point)

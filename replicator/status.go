@@ -60,7 +60,9 @@ type Count struct {
 
 // Progress is how far the running transfer is, or how the last one ended.
 type Progress struct {
-	First           bool      `json:"first"` // the first transfer of the relationship
+	First bool `json:"first"` // the first transfer of the relationship
+	// Comparing says why the transfer compares both sides, on the source; empty where it does not.
+	Comparing       string    `json:"comparing,omitempty"`
 	Started         time.Time `json:"started,omitzero"`
 	RunSeconds      float64   `json:"run_seconds"`
 	PercentComplete float64   `json:"percent_complete"`
@@ -105,6 +107,8 @@ type Status struct {
 	Created        time.Time `json:"created"`
 	// Verified is the newest recovery point that was found equal on both sides; it is known on the source.
 	Verified VerifiedPoint `json:"verified,omitzero"`
+	// Verification is the one that runs, or the last one since the node started, without what it found.
+	Verification *Verification `json:"verification,omitempty"`
 }
 
 // VerifiedPoint is a recovery point that was found equal on both sides.

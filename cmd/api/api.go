@@ -31,6 +31,11 @@ type Node interface {
 	RejectRelationship(ctx context.Context, id string) (replicator.Status, error)
 	DeleteRelationship(ctx context.Context, id string) (replicator.Status, error)
 	EnableRelationship(ctx context.Context, id string, enabled bool) (replicator.Status, error)
+	ReconcileRelationship(ctx context.Context, id string) (replicator.Status, error)
+	// VerifyRelationship begins to compare both sides, StopVerification ends that, Verification says how it stands.
+	VerifyRelationship(ctx context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error)
+	StopVerification(ctx context.Context, id string) (replicator.Verification, error)
+	Verification(id string) (replicator.Verification, error)
 
 	SnapshotNode
 }

@@ -85,6 +85,13 @@ func TestEveryCallOfTheClientReachesTheNode(t *testing.T) {
 		{func() error { _, err := client.EnableRelationship(ctx, "r", true); return err }, "enable r true"},
 		{func() error { _, err := client.EnableRelationship(ctx, "r", false); return err }, "enable r false"},
 		{func() error { _, err := client.DeleteRelationship(ctx, "r"); return err }, "delete r"},
+		{func() error { _, err := client.ReconcileRelationship(ctx, "r"); return err }, "reconcile r"},
+		{func() error {
+			_, err := client.VerifyRelationship(ctx, "r", replicator.VerifyRequest{Rate: 5, Repair: true})
+			return err
+		}, "verify r {Rate:5 Repair:true Always:false}"},
+		{func() error { _, err := client.StopVerification(ctx, "r"); return err }, "stop verifying r"},
+		{func() error { _, err := client.Verification(ctx, "r"); return err }, "verification r"},
 	}
 	for _, call := range calls {
 		if err := call.do(); err != nil {

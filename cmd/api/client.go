@@ -96,6 +96,26 @@ func (c *Client) EnableRelationship(ctx context.Context, id string, enabled bool
 	return call[replicator.Status](ctx, c, http.MethodPost, nil, "relationships", id, verb)
 }
 
+// ReconcileRelationship makes the next transfer compare both sides and make the target what the source is.
+func (c *Client) ReconcileRelationship(ctx context.Context, id string) (replicator.Status, error) {
+	return call[replicator.Status](ctx, c, http.MethodPost, nil, "relationships", id, "reconcile")
+}
+
+// VerifyRelationship begins to compare both sides.
+func (c *Client) VerifyRelationship(ctx context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error) {
+	return call[replicator.Verification](ctx, c, http.MethodPost, r, "relationships", id, "verify")
+}
+
+// StopVerification ends a comparison of both sides.
+func (c *Client) StopVerification(ctx context.Context, id string) (replicator.Verification, error) {
+	return call[replicator.Verification](ctx, c, http.MethodDelete, nil, "relationships", id, "verify")
+}
+
+// Verification says how a comparison of both sides stands.
+func (c *Client) Verification(ctx context.Context, id string) (replicator.Verification, error) {
+	return call[replicator.Verification](ctx, c, http.MethodGet, nil, "relationships", id, "verify")
+}
+
 // DeleteRelationship ends a relationship and gives it as it was.
 func (c *Client) DeleteRelationship(ctx context.Context, id string) (replicator.Status, error) {
 	return call[replicator.Status](ctx, c, http.MethodDelete, nil, "relationships", id)

@@ -101,6 +101,22 @@ func (n *fakeNode) EnableRelationship(_ context.Context, id string, enabled bool
 	return replicator.Status{ID: id, Enabled: enabled}, n.ask("enable %s %v", id, enabled)
 }
 
+func (n *fakeNode) ReconcileRelationship(_ context.Context, id string) (replicator.Status, error) {
+	return replicator.Status{ID: id}, n.ask("reconcile %s", id)
+}
+
+func (n *fakeNode) VerifyRelationship(_ context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error) {
+	return replicator.Verification{VerifyRequest: r}, n.ask("verify %s %+v", id, r)
+}
+
+func (n *fakeNode) StopVerification(_ context.Context, id string) (replicator.Verification, error) {
+	return replicator.Verification{}, n.ask("stop verifying %s", id)
+}
+
+func (n *fakeNode) Verification(id string) (replicator.Verification, error) {
+	return replicator.Verification{}, n.ask("verification %s", id)
+}
+
 // mustHaveAsked fails unless the node's last request was want.
 func (n *fakeNode) mustHaveAsked(t *testing.T, want string) {
 	t.Helper()

@@ -58,6 +58,10 @@ func (h *handler) routes() *http.ServeMux {
 		"POST /v1/relationships/{id}/reject":    h.rejectRelationship,
 		"POST /v1/relationships/{id}/enable":    h.enableRelationship(true),
 		"POST /v1/relationships/{id}/disable":   h.enableRelationship(false),
+		"POST /v1/relationships/{id}/reconcile": h.reconcileRelationship,
+		"GET /v1/relationships/{id}/verify":     h.verification,
+		"POST /v1/relationships/{id}/verify":    h.verifyRelationship,
+		"DELETE /v1/relationships/{id}/verify":  h.stopVerification,
 		"/":                                     h.unknown,
 	} {
 		mux.Handle(pattern, h.serve(a))
@@ -191,6 +195,30 @@ func (h *handler) enableRelationship(enabled bool) answer {
 		s, err := h.node.EnableRelationship(r.Context(), r.PathValue("id"), enabled)
 		return http.StatusOK, s, err
 	}
+}
+
+func (h *handler) reconcileRelationship(r *http.Request) (int, any, error) {
+	s, err := h.node.ReconcileRelationship(r.Context(), r.PathValue("id"))
+	return http.StatusOK, s, err
+}
+
+func (h *handler) verification(r *http.Request) (int, any, error) {
+	v, err := h.node.Verification(r.PathValue("id"))
+	return http.StatusOK, v, err
+}
+
+func (h *handler) verifyRelationship(r *http.Request) (int, any, error) {
+	var want replicator.VerifyRequest
+	if err := decode(r, &want); err != nil {
+		return 0, nil, err
+	}
+	v, err := h.node.VerifyRelationship(r.Context(), r.PathValue("id"), want)
+	return http.StatusAccepted, v, err
+}
+
+func (h *handler) stopVerification(r *http.Request) (int, any, error) {
+	v, err := h.node.StopVerification(r.Context(), r.PathValue("id"))
+	return http.StatusOK, v, err
 }
 
 // peer is the key under which a connection's context has the user at the other end.

@@ -9,6 +9,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -63,6 +64,7 @@ const (
 	exitRefused     = 4
 	exitUnreachable = 5
 	exitPeer        = 6
+	exitDifferent   = 7
 )
 
 // exitCodes gives the exit code of each of the API's codes.
@@ -80,6 +82,9 @@ var exitCodes = map[api.Code]int{
 func exitCode(err error) int {
 	if err == nil {
 		return exitOK
+	}
+	if errors.Is(err, errDifferent) {
+		return exitDifferent
 	}
 	return exitCodes[api.AsError(err).Code]
 }

@@ -26,6 +26,7 @@ func TestNothingDangerousHappensWithoutAYes(t *testing.T) {
 		"snapshot restore data s p": `restore data:s "p"`,
 		"relationship authorize 3f": "authorize 3f2a9c11d07b",
 		"relationship delete 3f":    "delete 3f2a9c11d07b",
+		"relationship reconcile 3f": "reconcile 3f2a9c11d07b",
 	}
 	for line, done := range commands {
 		for _, c := range []struct {

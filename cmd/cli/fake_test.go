@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -29,20 +30,21 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // fakeNode answers what a test has put in, and notes what it was told to do.
 type fakeNode struct {
-	volumes   []api.Volume
-	statuses  []replicator.Status // of one relationship, one for each time somebody asks; the last one stays
-	asked     int
-	created   api.CreateVolume
-	proposed  replicator.CreateRequest
-	accepted  replicator.AuthorizeRequest
-	did       []string
-	fail      error
-	watched   func(n int) // called with how often the status was asked for
-	relations []replicator.Status
-	snapshots []api.Snapshot // of every volume
-	changes   []api.Change
-	regions   []api.Region
-	paged     func() // called for each page of changes
+	verifications []replicator.Verification
+	volumes       []api.Volume
+	statuses      []replicator.Status // of one relationship, one for each time somebody asks; the last one stays
+	asked         int
+	created       api.CreateVolume
+	proposed      replicator.CreateRequest
+	accepted      replicator.AuthorizeRequest
+	did           []string
+	fail          error
+	watched       func(n int) // called with how often the status was asked for
+	relations     []replicator.Status
+	snapshots     []api.Snapshot // of every volume
+	changes       []api.Change
+	regions       []api.Region
+	paged         func() // called for each page of changes
 }
 
 func (n *fakeNode) Info() api.Info {
@@ -112,6 +114,37 @@ func (n *fakeNode) DeleteRelationship(_ context.Context, id string) (replicator.
 func (n *fakeNode) EnableRelationship(_ context.Context, id string, enabled bool) (replicator.Status, error) {
 	n.did = append(n.did, map[bool]string{true: "enable ", false: "disable "}[enabled]+id)
 	return replicator.Status{ID: id, Enabled: enabled}, nil
+}
+
+func (n *fakeNode) ReconcileRelationship(_ context.Context, id string) (replicator.Status, error) {
+	n.did = append(n.did, "reconcile "+id)
+	return replicator.Status{ID: id}, nil
+}
+
+func (n *fakeNode) VerifyRelationship(_ context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error) {
+	n.did = append(n.did, fmt.Sprintf("verify %s %+v", id, r))
+	return n.verification(), nil
+}
+
+func (n *fakeNode) StopVerification(_ context.Context, id string) (replicator.Verification, error) {
+	n.did = append(n.did, "stop verifying "+id)
+	return replicator.Verification{State: replicator.VerifyStopped}, nil
+}
+
+func (n *fakeNode) Verification(string) (replicator.Verification, error) {
+	return n.verification(), nil
+}
+
+// verification gives the next of what is prepared, the last one for ever.
+func (n *fakeNode) verification() replicator.Verification {
+	if len(n.verifications) == 0 {
+		return replicator.Verification{State: replicator.VerifyNone}
+	}
+	v := n.verifications[0]
+	if len(n.verifications) > 1 {
+		n.verifications = n.verifications[1:]
+	}
+	return v
 }
 
 // desk is a terminal, or none, at which commands are given to a fake node.

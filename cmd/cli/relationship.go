@@ -32,7 +32,7 @@ func relationshipCommands(env *Env) []*urfave.Command {
 			description: "Shows whose fingerprint is about to be trusted, and asks. The target volume becomes\n" +
 				"read-only for everybody else.",
 			flags: []urfave.Flag{
-				&urfave.BoolFlag{Name: "allow-non-empty", DisableDefaultText: true, Usage: "accept a target volume that holds files: what the source does not have is removed"},
+				&urfave.BoolFlag{Name: "allow-non-empty", DisableDefaultText: true, Usage: "accept a target volume that holds files: both are compared, what differs is sent, what the source does not have is removed"},
 				&urfave.StringFlag{Name: "create", Usage: "make the target volume, protecting `DIR`"},
 				&urfave.StringFlag{Name: "source-fingerprint", Usage: "refuse any source but the one with this `FINGERPRINT`"},
 				yesFlag(),
@@ -66,6 +66,14 @@ func relationshipCommands(env *Env) []*urfave.Command {
 			name: "disable", args: "ID", complete: relationshipIDs,
 			about: "pause a relationship; changes are remembered",
 			run:   func(ctx context.Context, c *call) error { return enableRelationship(ctx, c, false) },
+		}),
+		verifyCommand(env),
+		env.clientCommand(command{
+			name: "reconcile", args: "ID", run: reconcileRelationship, complete: relationshipIDs,
+			about: "compare everything and make the target what the source is (on the source)",
+			description: "For when one of the two was put back to an earlier state, which the status says. Only what\n" +
+				"differs is sent; but all content is read on both sides.",
+			flags: []urfave.Flag{yesFlag()},
 		}),
 		env.clientCommand(command{
 			name: "delete", args: "ID", run: deleteRelationship, complete: relationshipIDs,
@@ -156,6 +164,19 @@ func enableRelationship(ctx context.Context, c *call, enabled bool) error {
 		return c.done(s, err, "enabled")
 	}
 	return c.done(s, err, "disabled")
+}
+
+func reconcileRelationship(ctx context.Context, c *call) error {
+	s, err := c.client.Relationship(ctx, c.Args().First())
+	if err != nil {
+		return err
+	}
+	warning := fmt.Sprintf("The target %s becomes what the source %s is now: what only the target has is lost.", place(s.Target), place(s.Source))
+	if err := c.confirm(ctx, warning, "Go on?"); err != nil {
+		return err
+	}
+	s, err = c.client.ReconcileRelationship(ctx, s.ID)
+	return c.done(s, err, "will be reconciled with the next transfer")
 }
 
 func deleteRelationship(ctx context.Context, c *call) error {

@@ -18,6 +18,7 @@ func writeStatus(o *output, s replicator.Status) {
 		[2]string{"on the wire", wire(s)},
 		[2]string{"recovery point", recoveryPoint(o, s.RecoveryPoint)},
 		[2]string{"behind", behind(s.RecoveryPoint)},
+		[2]string{"verified", verified(o, s)},
 		[2]string{"last error", lastError(o, s)},
 		[2]string{"next try", o.moment(s.RetryAt)},
 		[2]string{"created", o.moment(s.Created)},
@@ -81,6 +82,9 @@ func job(s replicator.Status) string {
 		return string(s.Job)
 	}
 	text := fmt.Sprintf("running, %.1f %%", p.PercentComplete)
+	if p.Comparing != "" {
+		text = fmt.Sprintf("running, comparing both sides (%s), %.1f %%", p.Comparing, p.PercentComplete)
+	}
 	if p.First {
 		text = fmt.Sprintf("running, first transfer, %.1f %%", p.PercentComplete)
 	}
@@ -133,6 +137,18 @@ func behind(r replicator.RecoveryPoint) string {
 		words = append(words, size(*r.BehindBytes))
 	}
 	return strings.Join(words, ", ")
+}
+
+// verified says when all was last found equal, and how a comparison stands.
+func verified(o *output, s replicator.Status) string {
+	var words []string
+	if s.Verified.Epoch != 0 {
+		words = append(words, fmt.Sprintf("equal as of %s, epoch %d", o.moment(s.Verified.Time), s.Verified.Epoch))
+	}
+	if v := s.Verification; v != nil {
+		words = append(words, verificationLine(*v))
+	}
+	return strings.Join(words, "; ")
 }
 
 func lastError(o *output, s replicator.Status) string {

@@ -185,6 +185,22 @@ func (m *fakeManager) SetEnabled(_ context.Context, id string, enabled bool) (re
 	return replicator.Status{ID: id, Enabled: enabled}, nil
 }
 
+func (m *fakeManager) Reconcile(_ context.Context, id string) (replicator.Status, error) {
+	return m.Status(id)
+}
+
+func (m *fakeManager) Verify(_ context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error) {
+	return replicator.Verification{VerifyRequest: r, State: replicator.VerifyWaiting}, nil
+}
+
+func (m *fakeManager) StopVerify(context.Context, string) (replicator.Verification, error) {
+	return replicator.Verification{State: replicator.VerifyStopped}, nil
+}
+
+func (m *fakeManager) Verification(string) (replicator.Verification, error) {
+	return replicator.Verification{State: replicator.VerifyNone}, nil
+}
+
 // Delete is as strict as the real one: a volume that is there must become writable first.
 func (m *fakeManager) Delete(_ context.Context, id string) error {
 	s, err := m.Status(id)

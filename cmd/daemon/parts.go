@@ -82,6 +82,10 @@ type Manager interface {
 	Authorize(ctx context.Context, id string, r replicator.AuthorizeRequest) (replicator.Status, error)
 	Reject(ctx context.Context, id string) error
 	SetEnabled(ctx context.Context, id string, enabled bool) (replicator.Status, error)
+	Reconcile(ctx context.Context, id string) (replicator.Status, error)
+	Verify(ctx context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error)
+	StopVerify(ctx context.Context, id string) (replicator.Verification, error)
+	Verification(id string) (replicator.Verification, error)
 	Delete(ctx context.Context, id string) error
 	List() []replicator.Status
 	Status(id string) (replicator.Status, error)

@@ -138,6 +138,45 @@ func (n *node) EnableRelationship(ctx context.Context, id string, enabled bool) 
 	return s, err
 }
 
+// ReconcileRelationship makes the next transfer compare both sides and make the target what the source is.
+func (n *node) ReconcileRelationship(ctx context.Context, id string) (replicator.Status, error) {
+	s, err := n.Relationship(id)
+	if err != nil {
+		return s, err
+	}
+	if s, err = n.manager.Reconcile(ctx, s.ID); err == nil {
+		n.log.Info("relationship to be reconciled", "relationship", s.ID)
+	}
+	return s, err
+}
+
+// VerifyRelationship begins to compare both sides.
+func (n *node) VerifyRelationship(ctx context.Context, id string, r replicator.VerifyRequest) (replicator.Verification, error) {
+	s, err := n.Relationship(id)
+	if err != nil {
+		return replicator.Verification{}, err
+	}
+	return n.manager.Verify(ctx, s.ID, r)
+}
+
+// StopVerification ends a comparison of both sides, and those that would follow.
+func (n *node) StopVerification(ctx context.Context, id string) (replicator.Verification, error) {
+	s, err := n.Relationship(id)
+	if err != nil {
+		return replicator.Verification{}, err
+	}
+	return n.manager.StopVerify(ctx, s.ID)
+}
+
+// Verification says how a comparison of both sides stands.
+func (n *node) Verification(id string) (replicator.Verification, error) {
+	s, err := n.Relationship(id)
+	if err != nil {
+		return replicator.Verification{}, err
+	}
+	return n.manager.Verification(s.ID)
+}
+
 // DeleteRelationship ends a relationship; a target becomes writable, also one whose volume cannot be
 // opened at the moment: it will be writable when it can.
 func (n *node) DeleteRelationship(ctx context.Context, id string) (replicator.Status, error) {
