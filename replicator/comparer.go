@@ -36,7 +36,7 @@ type comparer struct {
 	want   wire.Want                       // to be asked for
 	ranges int                             // in want
 	buf    []byte
-	done   work // compared so far
+	done   work // files and data compared so far
 }
 
 // reaction is what is done about differences. All of it is called by the comparer's goroutine; what belongs to a
@@ -334,7 +334,6 @@ func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
 	same := have.Size == r.Attr.Size && (have.Mtime == r.Attr.Mtime || have.Size == 0)
 	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.distrusts(f.here)
 	if same && (!distrusted || have.Size == 0) {
-		c.done.bytes += have.Size
 		return c.attributes(f.path, r, f.here, false)
 	}
 	f.compare = true
@@ -391,11 +390,11 @@ func (c *comparer) part(r *wire.Record) error {
 		return fmt.Errorf("%w: content at %d that belongs to nothing", wire.ErrRecord, r.Off)
 	}
 	f.end = x.End
-	c.done.bytes += x.Len()
 	var same bool
 	var err error
 	switch r.Kind {
 	case wire.KindDigest:
+		c.done.bytes += x.Len()
 		same, err = c.sameDigest(f.content, x, r.Data)
 	case wire.KindHole:
 		same, err = c.sameHole(f.content, x)

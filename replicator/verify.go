@@ -438,23 +438,25 @@ func (c *verifying) found(d wire.Differ) error {
 	return nil
 }
 
-// ended says how it ended, and goes on with what follows from that.
+// ended goes on with what follows from how it ended, and says so.
 func (c *verifying) ended(ctx context.Context, err error) {
 	err = errors.Join(err, c.view.Close())
 	if c.conn != nil {
 		_ = c.conn.Close() // nothing is lost with it
 	}
+	if err == nil {
+		err = c.conclude()
+	}
 	c.r.mu.Lock()
-	v := c.v
 	switch {
 	case err == nil:
-		v.end(VerifyDone, nil)
+		c.v.end(VerifyDone, nil)
 	case ctx.Err() != nil:
-		v.end(VerifyStopped, nil)
+		c.v.end(VerifyStopped, nil)
 	default:
-		v.end(VerifyFailed, err)
+		c.v.end(VerifyFailed, err)
 	}
-	result, suspects := v.Verification, v.suspects
+	result := c.v.Verification
 	c.r.mu.Unlock()
 	log := c.s.m.log.With("relationship", c.r.id, "recovery point", result.Epoch, "files", result.Files, "differences", result.Differences)
 	switch {
@@ -465,20 +467,19 @@ func (c *verifying) ended(ctx context.Context, err error) {
 	default:
 		log.Info("verification found both sides equal")
 	}
-	if result.State == VerifyDone {
-		if err := c.conclude(result, suspects); err != nil {
-			log.Error("verification", "error", err)
-		}
-	}
 	c.again(result)
 }
 
 // conclude notes that both sides are equal, or marks what differs for sending.
-func (c *verifying) conclude(result Verification, suspects []journal.Ident) error {
-	if result.Differences == 0 {
-		return c.r.update(func(rec *record) { rec.VerifiedEpoch, rec.VerifiedTime = result.Epoch, result.Time })
+func (c *verifying) conclude() error {
+	c.r.mu.Lock()
+	v, suspects := c.v.Verification, c.v.suspects
+	c.r.source.repairing = c.r.source.repairing || v.Repair && v.Differences > 0
+	c.r.mu.Unlock()
+	if v.Differences == 0 {
+		return c.r.update(func(rec *record) { rec.VerifiedEpoch, rec.VerifiedTime = v.Epoch, v.Time })
 	}
-	if !result.Repair {
+	if !v.Repair {
 		return nil
 	}
 	repair := comparison{Reason: reasonRepair, Suspects: suspects}
@@ -488,9 +489,6 @@ func (c *verifying) conclude(result Verification, suspects []journal.Ident) erro
 	if err := c.s.origin.compare(c.r, repair, false); err != nil {
 		return err
 	}
-	c.r.mu.Lock()
-	c.r.source.repairing = true
-	c.r.mu.Unlock()
 	c.r.wake()
 	return nil
 }
