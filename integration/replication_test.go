@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,4 +120,17 @@ func TestADisabledRelationshipSendsNothingUntilItIsEnabled(t *testing.T) {
 	}
 	source.Node.Must("relationship", "enable", pair.ID)
 	sameCopy(t, "after it was enabled", source, target, pair)
+}
+
+// A write past a file's end makes the block that it begins in data; a truncation may leave nothing of the write but
+// that block.
+func TestABlockThatOnlyATruncationLeftIsDataOnTheCopyToo(t *testing.T) {
+	source, target, pair := replicated(t, smallDisk, nil)
+	path := write(t, strings.Repeat("x", 3000), source.Mount, "file")
+	pair.Quiet(time.Minute)
+	source.Node.Must("relationship", "disable", pair.ID) // so that it all is one transfer, with no seal held before
+	overwrite(t, path, 11_948, []byte(strings.Repeat("y", 6224)))
+	check(t, os.Truncate(path, 11_008))
+	source.Node.Must("relationship", "enable", pair.ID)
+	sameCopy(t, "after the truncation", source, target, pair)
 }

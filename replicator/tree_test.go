@@ -239,7 +239,8 @@ func (v *tree) write(id journal.Ident, off int64, content string) {
 func (v *tree) truncate(id journal.Ident, size int64) {
 	v.change(func() {
 		n := v.nodes[id]
-		no(v.j.TouchData(id, journal.Extent{Off: min(size, n.attr.Size), End: journal.MaxOffset}, nil))
+		from := min(size, n.attr.Size)
+		no(v.j.TouchData(id, journal.Extent{Off: from - from%block, End: journal.MaxOffset}, nil))
 		n.truncate(size)
 		n.attr.Mtime = v.now()
 	})

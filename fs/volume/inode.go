@@ -107,7 +107,8 @@ func (o *openInode) killPriv(kill bool) error {
 }
 
 // resize truncates or extends a file. What a truncation takes away counts as changed up to the largest
-// offset, so that a file which grows again afterwards is known to hold zeros there.
+// offset, so that a file which grows again afterwards is known to hold zeros there. The block that the file then
+// ends in counts too: a write past the former end may have made it data, of which nothing but zeros is left.
 func (v *Volume) resize(o *openInode, size int64) error {
 	var st unix.Statx_t
 	if err := sys.Stat(o.fd, "", &st); err != nil {
@@ -115,7 +116,7 @@ func (v *Volume) resize(o *openInode, size int64) error {
 	}
 	var err error
 	if size < int64(st.Size) {
-		err = v.journal.TouchData(o.id, journal.Extent{Off: size, End: journal.MaxOffset}, o)
+		err = v.journal.TouchData(o.id, journal.Extent{Off: size - size%v.backing.BlockSize(), End: journal.MaxOffset}, o)
 	} else {
 		err = v.journal.TouchMeta(o.id, o)
 	}
