@@ -104,11 +104,6 @@ func (a *applier) publish() error {
 		return err
 	}
 	crashpoint.Here("replicator/target-published")
-	if !j.Clean() { // all that power may have taken was sent anew
-		if err := j.Reconciled(); err != nil {
-			return err
-		}
-	}
 	return j.Forget(a.memory.Own)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,9 @@ func (v *tree) keepJournal(t testing.TB) string {
 func (v *tree) loseJournal(t testing.TB, kept string) {
 	t.Helper()
 	v.boots++
+	active, err := os.ReadFile(filepath.Join(v.dir, "active")) // which is durable ahead of every change
+	no(err)
+	no(os.WriteFile(filepath.Join(kept, "active"), active, 0o600))
 	no(v.j.Close())
 	j, err := journal.Open(kept, journal.Options{BootID: fmt.Sprint("boot ", v.boots)})
 	if err != nil {

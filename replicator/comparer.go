@@ -27,8 +27,8 @@ type comparer struct {
 	// strict says that the content of every file is compared, in whatever size and times agree; exact, that a hole
 	// and zeros are different.
 	strict, exact bool
-	// distrusts says of which inodes here the content is compared too.
-	distrusts func(here journal.Ident) bool
+	// doubts says of which inodes here, by their change time, the content is compared too.
+	doubts func(here journal.Ident, changed journal.Time) bool
 
 	in     []*listing                      // the directories that the inventory is in
 	wanted map[journal.Ident]*comparedFile // asked for, and not there yet
@@ -332,7 +332,7 @@ func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
 		return err
 	}
 	same := have.Size == r.Attr.Size && (have.Mtime == r.Attr.Mtime || have.Size == 0)
-	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.distrusts(f.here)
+	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.doubts(f.here, have.Ctime)
 	if same && (!distrusted || have.Size == 0) {
 		return c.attributes(f.path, r, f.here, false)
 	}

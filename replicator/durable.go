@@ -24,11 +24,23 @@ type sourceMemory struct {
 	Compare *comparison `json:"compare,omitempty"`
 }
 
-// comparison is why a transfer compares, and of which files it compares the content whatever their times say.
+// comparing gives the comparison that is under way, or is next.
+func (m *sourceMemory) comparing() *comparison {
+	if m.Pending != nil && m.Pending.Compare != nil {
+		return m.Pending.Compare
+	}
+	return m.Compare
+}
+
+// comparison is why a transfer compares, and of which files it compares the content whatever their times say:
+// of all; or of some, of those with a change time from Since on, and of those that the journal knows to have changed
+// since Base, if that is the target's recovery point. If it is another, of all.
 type comparison struct {
 	Reason   string          `json:"reason"`
 	All      bool            `json:"all,omitempty"`
 	Suspects []journal.Ident `json:"suspects,omitempty"`
+	Since    time.Time       `json:"since,omitzero"`
+	Base     journal.Epoch   `json:"base,omitempty"`
 }
 
 // mostSuspects is how many files are remembered each; more are all.
@@ -42,24 +54,30 @@ func (c *comparison) and(o *comparison) *comparison {
 	case o == nil:
 		return c
 	}
-	both := &comparison{Reason: o.Reason, All: c.All || o.All}
+	both := &comparison{Reason: o.Reason, All: c.All || o.All || c.Base != o.Base, Base: c.Base, Since: earliest(c.Since, o.Since)}
 	if both.All || len(c.Suspects)+len(o.Suspects) > mostSuspects {
-		both.All = true
-		return both
+		return &comparison{Reason: o.Reason, All: true}
 	}
 	both.Suspects = slices.Concat(c.Suspects, o.Suspects)
 	return both
 }
 
-// suspects gives what tells the files of which the content is compared.
-func (c *comparison) suspects() func(journal.Ident) bool {
-	set := make(map[journal.Ident]struct{}, len(c.Suspects))
+// suspects gives what tells the files of which the content is compared. changes are those since Base, nil where
+// they are not known.
+func (c *comparison) suspects(changes *journal.Changes) func(journal.Ident, journal.Attr) (bool, error) {
+	doubt := journal.Activity{All: c.All || changes == nil, Since: c.Since, Inodes: make(map[journal.Ident]struct{}, len(c.Suspects))}
 	for _, id := range c.Suspects {
-		set[id] = struct{}{}
+		doubt.Inodes[id] = struct{}{}
 	}
-	return func(id journal.Ident) bool {
-		_, in := set[id]
-		return c.All || in
+	if c.Since.IsZero() {
+		doubt.Since = time.Unix(1<<60, 0)
+	}
+	return func(id journal.Ident, attr journal.Attr) (bool, error) {
+		if doubt.Doubts(id, attr.Ctime) {
+			return true, nil
+		}
+		change, _, err := changes.Inode(id)
+		return change.What&journal.Data != 0, err
 	}
 }
 

@@ -19,7 +19,7 @@ type inventory struct {
 	sender
 	asked *asked
 	// suspect says of which inodes the content is to be compared though their times have not changed.
-	suspect func(journal.Ident) bool
+	suspect func(journal.Ident, journal.Attr) (bool, error)
 	// pace, if set, waits until n more bytes of content may be read.
 	pace func(n int) error
 	buf  []byte // a digest's content
@@ -33,8 +33,14 @@ func (i *inventory) send(p *plan) error {
 			return err
 		}
 		t.whole, t.extents = false, nil
-		if isRegular(t.Attr) && i.suspect(t.Ident) {
-			t.Flags |= wire.FlagSuspect
+		if isRegular(t.Attr) {
+			suspect, err := i.suspect(t.Ident, t.Attr)
+			if err != nil {
+				return describe(t, err)
+			}
+			if suspect {
+				t.Flags |= wire.FlagSuspect
+			}
 		}
 		return i.step(t)
 	})

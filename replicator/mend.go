@@ -44,25 +44,12 @@ func (a *applier) compareWith(root journal.Ident, ask func(wire.Want) error) err
 	if err != nil {
 		return err
 	}
-	a.comparer = &comparer{view: view, ids: a.ids, act: mender{a}, ask: ask, exact: true, distrusts: a.distrusted()}
+	doubts := func(journal.Ident, journal.Time) bool { return false }
+	if j := a.vol.Journal(); !j.Clean() { // of what was being written here when power was lost
+		doubts = j.Active().Doubts
+	}
+	a.comparer = &comparer{view: view, ids: a.ids, act: mender{a}, ask: ask, exact: true, doubts: doubts}
 	return a.comparer.begin(root, a.vol.Root())
-}
-
-// distrusted says of which inodes the content may be wrong after a power cut, though their times are right.
-func (a *applier) distrusted() func(journal.Ident) bool {
-	j := a.vol.Journal()
-	if j.Clean() {
-		return func(journal.Ident) bool { return false }
-	}
-	all, ids := j.Active()
-	active := make(map[journal.Ident]struct{}, len(ids))
-	for _, id := range ids {
-		active[id] = struct{}{}
-	}
-	return func(id journal.Ident) bool {
-		_, in := active[id]
-		return all || in
-	}
 }
 
 // endCompare lets go of what a comparison holds.

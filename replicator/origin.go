@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -107,9 +108,11 @@ func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error 
 	if j.Clean() || memory.Epoch == 0 && memory.Pending == nil && memory.Compare == nil {
 		return nil
 	}
-	lost := &comparison{Reason: reasonPower}
-	if lost.All, lost.Suspects = j.Active(); lost.All || len(lost.Suspects) > mostSuspects {
-		lost.All, lost.Suspects = true, nil
+	doubt := j.Active()
+	lost := &comparison{Reason: reasonPower, All: doubt.All, Since: doubt.Since, Base: memory.Epoch,
+		Suspects: slices.Collect(maps.Keys(doubt.Inodes))}
+	if lost.Base == 0 || len(lost.Suspects) > mostSuspects {
+		lost = &comparison{Reason: reasonPower, All: true}
 	}
 	if memory.Pending != nil {
 		memory.Compare = memory.Pending.Compare.and(memory.Compare)
@@ -131,6 +134,9 @@ const (
 func (o *origin) compare(r *relationship, c comparison, forget bool) error {
 	r.mu.Lock()
 	m := &r.source.memory
+	if c.Base = m.Epoch; c.Base == 0 || forget {
+		c = comparison{Reason: c.Reason, All: true}
+	}
 	m.Compare = m.Compare.and(&c)
 	if forget {
 		m.Epoch, m.Time, r.point = 0, time.Time{}, RecoveryPoint{}
@@ -209,11 +215,15 @@ func (r *relationship) needs() journal.Epoch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.source.memory
+	base := m.Epoch
+	if c := m.comparing(); c != nil && base == 0 {
+		base = c.Base
+	}
 	switch {
 	case r.rec.State != StateEstablished:
 		return math.MaxUint64
-	case m.Epoch != 0:
-		return m.Epoch
+	case base != 0:
+		return base
 	case m.Pending != nil:
 		return m.Pending.Epoch
 	}
@@ -248,9 +258,6 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 		return err
 	}
 	crashpoint.Here("replicator/source-pending")
-	if memory.Epoch != 0 {
-		return nil
-	}
 	return o.forget()
 }
 

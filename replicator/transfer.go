@@ -83,7 +83,7 @@ func (s *sourceSession) records(ctx context.Context, pl *plan, send sender, comp
 	if compare == nil {
 		err = send.send(pl)
 	} else {
-		inv := &inventory{sender: send, asked: s.asks(), suspect: compare.suspects()}
+		inv := &inventory{sender: send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
 		cursor = &inv.cursor
 		err = inv.send(pl)
 	}
@@ -92,6 +92,20 @@ func (s *sourceSession) records(ctx context.Context, pl *plan, send sender, comp
 		return end, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
 	}
 	return wire.End{Items: cursor.Items, Chain: cursor.Chain, Digest: digest}, errors.Join(err, sent)
+}
+
+// changesFor gives what the journal knows to have changed since the target's recovery point; nil where it does not
+// know, or not of that.
+func (s *sourceSession) changesFor(c *comparison, upto uint64) *journal.Changes {
+	if c.All || uint64(c.Base) != s.pos.Epoch {
+		return nil
+	}
+	changes, err := s.origin.vol.Journal().Changes(c.Base, journal.Epoch(upto))
+	if err != nil {
+		s.m.log.Warn("what has changed is not known: all content is compared", "relationship", s.r.id, "error", err)
+		return nil
+	}
+	return changes
 }
 
 // asks begins to take up what the target asks for.

@@ -122,8 +122,8 @@ func (c *verifiedSession) serve(m *Manager, q wire.Verify) error {
 	}
 	c.vol = vol
 	c.comparer = &comparer{view: view, ids: vol.Journal().Map(c.r.id), act: c, strict: true,
-		ask:       func(w wire.Want) error { return c.conn.Send(wire.TypeWant, w) },
-		distrusts: func(journal.Ident) bool { return true }}
+		ask:    func(w wire.Want) error { return c.conn.Send(wire.TypeWant, w) },
+		doubts: func(journal.Ident, journal.Time) bool { return true }}
 	defer func() { _ = c.comparer.close() }() // it was only read
 	c.conn.AllowRecords()
 	if err := c.conn.Send(wire.TypePosition, wire.Position{VolumeID: vol.ID(), Epoch: memory.Epoch, SourceID: memory.SourceID, Time: memory.Time}); err != nil {
