@@ -27,6 +27,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,7 @@ var (
 	ErrNotHeld = errors.New("journal: seal is not held")
 	// ErrNotSealed: the epoch is still the current one, or has not begun.
 	ErrNotSealed = errors.New("journal: epoch is not sealed")
-	// ErrCorrupt: the journal's files cannot be read; the message says what to do.
+	// ErrCorrupt: the journal's files cannot be read. A new one has to take its place: see Options.ID.
 	ErrCorrupt = errors.New("journal: corrupt")
 	// ErrVersion: the journal has a format that this program does not know.
 	ErrVersion = errors.New("journal: unknown format")
@@ -60,6 +61,9 @@ type Options struct {
 	// kept once, and as a whole: a filesystem can share it then, or say that it was a hole. Default 1.
 	Block  int64
 	BootID string // for tests; default /proc/sys/kernel/random/boot_id
+	// ID is the identity that the journal had when it was open last, empty where it never was. A journal that is
+	// not there any more is made anew with it, as one that has lost everything: it is not Clean.
+	ID string
 	// Settle makes all that operations have changed so far survive a power cut. It is called in the background,
 	// a few times a minute while there are operations, and at Close. Default: there is nothing to do.
 	Settle func() error
@@ -185,11 +189,15 @@ func (j *Journal) open() error {
 		return err
 	}
 	j.mark = mark{Version: old.Version, ID: old.ID, Boot: j.options.BootID}
-	if j.mark.ID == "" {
+	rebuilt := old.ID == "" && j.options.ID != ""
+	switch {
+	case rebuilt:
+		j.mark.Version, j.mark.ID = markVersion, j.options.ID
+	case old.ID == "":
 		j.mark.Version, j.mark.ID = markVersion, newID()
 	}
 	sameBoot := old.ID == "" || old.Boot == j.options.BootID
-	j.mark.Lost = old.Lost || !sameBoot && !old.Clean
+	j.mark.Lost = old.Lost || rebuilt || !sameBoot && !old.Clean
 	j.clean.Store(!j.mark.Lost)
 	j.died = old.ID != "" && !old.Clean
 	if err := writeMark(j.dir, j.mark); err != nil {
@@ -205,6 +213,9 @@ func (j *Journal) open() error {
 	}
 	if err := j.openLogs(sameBoot); err != nil {
 		return err
+	}
+	if rebuilt { // no journal of this identity has come so far
+		reserved = Epoch(time.Now().UnixMilli()) << 10
 	}
 	if j.mark.Lost {
 		if err := j.skip(reserved); err != nil {
@@ -277,8 +288,7 @@ func classify(err error) error {
 	if err == nil || errors.As(err, &errno) {
 		return err
 	}
-	return fmt.Errorf("%w: %w; move the journal's directory away and open the volume again: "+
-		"it starts a new journal and is compared with its peer", ErrCorrupt, err)
+	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }
 
 // release gives back what open took. It is used when nothing is running any more.

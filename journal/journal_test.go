@@ -318,3 +318,36 @@ func TestNothingIsRecordedAfterClose(t *testing.T) {
 		t.Errorf("Close: %v", err)
 	}
 }
+
+// A journal that is lost comes again under its identity, and says that it has lost everything.
+func TestAJournalThatIsLostIsMadeAnewAndNotTrusted(t *testing.T) {
+	const id = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+	dir := t.TempDir()
+	for round := range 2 {
+		j, err := Open(dir, Options{ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j.ID() != id || j.Clean() || !j.Active().All || j.Epoch() < 1<<50 {
+			t.Errorf("round %d: id %s, clean %v, %+v, epoch %d", round, j.ID(), j.Clean(), j.Active(), j.Epoch())
+		}
+		if round == 1 {
+			if err := j.Reconciled(); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := j.Close(); err != nil { // closing it says nothing of what was lost before
+			t.Error(err)
+		}
+	}
+	j, err := Open(dir, Options{ID: "another"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.ID() != id || !j.Clean() {
+		t.Errorf("id %s, clean %v", j.ID(), j.Clean())
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -158,7 +158,7 @@ func (m *Manager) protect(r *relationship, rec record) error {
 		return err
 	}
 	r.knowPoint(memory.Epoch, memory.Time)
-	if !vol.Journal().Clean() && memory.Own != 0 {
+	if !vol.Journal().Clean() {
 		r.fail(restingJob(rec), errPowerLost, time.Time{})
 	}
 	return nil

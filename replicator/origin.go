@@ -105,7 +105,7 @@ func (o *origin) add(r *relationship) error {
 // distrust makes the next transfer one that compares where power was lost (rule A2): changes may be missing in the
 // journal, so that nothing can be built on what the target has.
 func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error {
-	if j.Clean() || memory.Epoch == 0 && memory.Pending == nil && memory.Compare == nil {
+	if j.Clean() || r.snapshot().State != StateEstablished {
 		return nil
 	}
 	doubt := j.Active()

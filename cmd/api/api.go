@@ -20,6 +20,8 @@ type Node interface {
 	Volumes() []Volume
 	Volume(name string) (Volume, error)
 	CreateVolume(context.Context, CreateVolume) (Volume, error)
+	// RebuildVolume has a volume whose journal is damaged begin a new one.
+	RebuildVolume(ctx context.Context, name string) (Volume, error)
 	// RemoveVolume gives the volume as it was.
 	RemoveVolume(ctx context.Context, name string) (Volume, error)
 

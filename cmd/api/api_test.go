@@ -72,6 +72,7 @@ func TestEveryCallOfTheClientReachesTheNode(t *testing.T) {
 		}, "create {Name:v Path:/p Mount:/m NoSuid:true NoDev:false ShowSnapshots:false}"},
 		{func() error { _, err := client.Volume(ctx, "v"); return err }, "volume v"},
 		{func() error { _, err := client.RemoveVolume(ctx, "v"); return err }, "remove v"},
+		{func() error { _, err := client.RebuildVolume(ctx, "v"); return err }, "rebuild v"},
 		{func() error {
 			_, err := client.CreateRelationship(ctx, replicator.CreateRequest{Source: "v", Target: "h", TargetVolume: "w"})
 			return err

@@ -61,6 +61,11 @@ func (c *Client) RemoveVolume(ctx context.Context, name string) (Volume, error) 
 	return call[Volume](ctx, c, http.MethodDelete, nil, "volumes", name)
 }
 
+// RebuildVolume has a volume whose journal is damaged begin a new one.
+func (c *Client) RebuildVolume(ctx context.Context, name string) (Volume, error) {
+	return call[Volume](ctx, c, http.MethodPost, nil, "volumes", name, "rebuild")
+}
+
 // Relationships lists the node's relationships, as source and as target.
 func (c *Client) Relationships(ctx context.Context) ([]replicator.Status, error) {
 	list, err := call[RelationshipList](ctx, c, http.MethodGet, nil, "relationships")

@@ -101,6 +101,10 @@ func (n *fakeNode) EnableRelationship(_ context.Context, id string, enabled bool
 	return replicator.Status{ID: id, Enabled: enabled}, n.ask("enable %s %v", id, enabled)
 }
 
+func (n *fakeNode) RebuildVolume(_ context.Context, name string) (api.Volume, error) {
+	return api.Volume{Name: name}, n.ask("rebuild %s", name)
+}
+
 func (n *fakeNode) ReconcileRelationship(_ context.Context, id string) (replicator.Status, error) {
 	return replicator.Status{ID: id}, n.ask("reconcile %s", id)
 }

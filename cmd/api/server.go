@@ -50,6 +50,7 @@ func (h *handler) routes() *http.ServeMux {
 		"POST /v1/volumes":                      h.createVolume,
 		"GET /v1/volumes/{name}":                h.volume,
 		"DELETE /v1/volumes/{name}":             h.removeVolume,
+		"POST /v1/volumes/{name}/rebuild":       h.rebuildVolume,
 		"GET /v1/relationships":                 h.relationships,
 		"POST /v1/relationships":                h.createRelationship,
 		"GET /v1/relationships/{id}":            h.relationship,
@@ -195,6 +196,12 @@ func (h *handler) enableRelationship(enabled bool) answer {
 		s, err := h.node.EnableRelationship(r.Context(), r.PathValue("id"), enabled)
 		return http.StatusOK, s, err
 	}
+}
+
+// rebuildVolume goes on when the caller hangs up.
+func (h *handler) rebuildVolume(r *http.Request) (int, any, error) {
+	v, err := h.node.RebuildVolume(context.WithoutCancel(r.Context()), r.PathValue("name"))
+	return http.StatusOK, v, err
 }
 
 func (h *handler) reconcileRelationship(r *http.Request) (int, any, error) {

@@ -21,6 +21,7 @@ func nodeThatLogs(_ context.Context, o daemon.Options) error {
 func TestNothingDangerousHappensWithoutAYes(t *testing.T) {
 	commands := map[string]string{
 		"volume remove data":        "remove data",
+		"volume rebuild data":       "rebuild data",
 		"snapshot delete data s":    "delete data:s",
 		"snapshot restore data s":   `restore data:s ""`,
 		"snapshot restore data s p": `restore data:s "p"`,

@@ -116,6 +116,11 @@ func (n *fakeNode) EnableRelationship(_ context.Context, id string, enabled bool
 	return replicator.Status{ID: id, Enabled: enabled}, nil
 }
 
+func (n *fakeNode) RebuildVolume(_ context.Context, name string) (api.Volume, error) {
+	n.did = append(n.did, "rebuild "+name)
+	return api.Volume{Name: name}, nil
+}
+
 func (n *fakeNode) ReconcileRelationship(_ context.Context, id string) (replicator.Status, error) {
 	n.did = append(n.did, "reconcile "+id)
 	return replicator.Status{ID: id}, nil

@@ -34,6 +34,13 @@ func volumeCommands(env *Env) []*urfave.Command {
 			about: "show one volume",
 		}),
 		env.clientCommand(command{
+			name: "rebuild", args: "NAME", run: rebuildVolume, complete: volumeNames,
+			about: "begin a new journal where a volume's journal is damaged",
+			description: "The old one is set aside in DIR/.tandemfs. The files stay, the snapshots are lost. What relationships\n" +
+				"the volume has then compare both sides, and send what differs.",
+			flags: []urfave.Flag{yesFlag()},
+		}),
+		env.clientCommand(command{
 			name: "remove", args: "NAME", run: removeVolume, complete: volumeNames,
 			about:       "end a directory's protection",
 			description: "The volume is unmounted and DIR/.tandemfs deleted; DIR keeps its files. A volume that a\nrelationship uses is not removed.",
@@ -109,6 +116,22 @@ func showVolume(ctx context.Context, c *call) error {
 			{"created", o.moment(v.Created)},
 		})
 	})
+}
+
+func rebuildVolume(ctx context.Context, c *call) error {
+	name := c.Args().First()
+	v, err := c.client.Volume(ctx, name)
+	if err != nil {
+		return err
+	}
+	warning := fmt.Sprintf("Volume %s begins a new journal. %s keeps its files; the snapshots of the volume are lost.", v.Name, v.Path)
+	if err := c.confirm(ctx, warning, "Rebuild the volume?"); err != nil {
+		return err
+	}
+	if v, err = c.client.RebuildVolume(ctx, name); err != nil {
+		return err
+	}
+	return c.answer(v, func(o *output) { o.line("volume %s rebuilt, mounted at %s", v.Name, v.Mount) })
 }
 
 func removeVolume(ctx context.Context, c *call) error {

@@ -37,11 +37,11 @@ func Run(ctx context.Context, o Options) error {
 // system is the Backend of real directories and mounts.
 type system struct{ log *slog.Logger }
 
-func (s system) Open(name, path string, create bool) (Volume, error) {
+func (s system) Open(name, path, id string, create bool) (Volume, error) {
 	if err := unprotected(path, create); err != nil {
 		return nil, err
 	}
-	v, err := volume.Open(path, volume.Options{Name: name, Create: create, Logger: s.log})
+	v, err := volume.Open(path, volume.Options{Name: name, ID: id, Create: create, Logger: s.log})
 	if err == nil {
 		return openVolume{v}, nil
 	}
@@ -51,6 +51,11 @@ func (s system) Open(name, path string, create bool) (Volume, error) {
 	return nil, openError(name, path, err)
 }
 
+func (system) SetJournalAside(path string) (string, error) {
+	aside, err := volume.SetJournalAside(path)
+	return filepath.Join(path, volume.StateDir, aside), err
+}
+
 // openError says in the user's words why a volume cannot be opened.
 func openError(name, path string, err error) error {
 	switch {
@@ -58,6 +63,9 @@ func openError(name, path string, err error) error {
 		return api.Errorf(api.CodeConflict, "the directory %s is protected by another daemon that is running", path)
 	case errors.Is(err, volume.ErrUnsupported):
 		return api.Errorf(api.CodeInvalid, "the directory %s cannot be protected: %v", path, err)
+	case errors.Is(err, volume.ErrJournal):
+		return fmt.Errorf("volume %s cannot be opened, its journal is damaged (`tandemfs volume rebuild %s` begins a new one and compares "+
+			"the volume with its peers; its snapshots are lost): %w", name, name, err)
 	case errors.Is(err, fs.ErrNotExist):
 		return api.Errorf(api.CodeConflict, "the directory %s or the volume's state in it is missing "+
 			"(is its filesystem mounted?): %v", path, err)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"tandemfs/cmd/api"
+	"tandemfs/fs/volume"
 	"tandemfs/replicator"
 )
 
@@ -244,6 +245,29 @@ func TestAVolumeThatCannotBeOpenedCanBeRemoved(t *testing.T) {
 	}
 	if list, err := r.client.Volumes(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("left are %v (%v)", list, err)
+	}
+}
+
+func TestAVolumeIsRebuiltOnlyWhereItsJournalIsDamaged(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.protect("data")
+	if _, err := r.client.RebuildVolume(t.Context(), "data"); api.AsError(err).Code != api.CodeConflict {
+		t.Errorf("a sound journal: %v", err)
+	}
+	if _, err := r.client.RebuildVolume(t.Context(), "other"); api.AsError(err).Code != api.CodeNotFound {
+		t.Errorf("no volume: %v", err)
+	}
+	r.stop()
+	r.backend.breakOn("open data create=false", errors.New("no such disk"))
+	r.start()
+	if _, err := r.client.RebuildVolume(t.Context(), "data"); err == nil || slices.Contains(r.backend.since(0), "set aside data") {
+		t.Errorf("a volume that fails for another reason: %v", err)
+	}
+	r.backend.breakOn("open data create=false", fmt.Errorf("oh: %w", volume.ErrJournal))
+	v, err := r.client.RebuildVolume(t.Context(), "data")
+	if err != nil || v.State != api.VolumeMounted || !slices.Contains(r.backend.since(0), "set aside data") {
+		t.Errorf("%+v, %v", v, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandemfs/cmd/api"
+	"tandemfs/fs/volume"
 	"tandemfs/journal/crashpoint"
 )
 
@@ -68,12 +69,34 @@ func (e *entry) open(kept record, create bool) error {
 	if e.volume != nil {
 		return nil
 	}
-	v, err := e.registry.backend.Open(kept.Name, kept.Path, create)
+	v, err := e.registry.backend.Open(kept.Name, kept.Path, kept.ID, create)
 	if err != nil {
 		return err
 	}
 	e.volume = v
-	return nil
+	return e.registry.keepID(e, v.ID())
+}
+
+// rebuild has a volume that cannot be opened begin a new journal.
+func (e *entry) rebuild() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.removed:
+		return e.registry.noVolume(e.record.Name)
+	case e.volume != nil:
+		return api.Errorf(api.CodeConflict, "volume %s has a journal that can be read: there is nothing to rebuild", e.record.Name)
+	}
+	if err := e.bringUp(false); err == nil || !errors.Is(err, volume.ErrJournal) {
+		return err
+	}
+	aside, err := e.registry.backend.SetJournalAside(e.record.Path)
+	if err != nil {
+		return fmt.Errorf("the journal of volume %s cannot be set aside: %w", e.record.Name, err)
+	}
+	crashpoint.Here("daemon/journal-aside")
+	e.log.Warn("a damaged journal was set aside", "at", aside)
+	return e.bringUp(false)
 }
 
 // mountVolume mounts the open volume. A read-only one is so before anybody can reach it.

@@ -57,7 +57,14 @@ func (b *fakeBackend) since(n int) []string {
 	return slices.Clone(b.events[n:])
 }
 
-func (b *fakeBackend) Open(name, path string, create bool) (Volume, error) {
+func (b *fakeBackend) SetJournalAside(path string) (string, error) {
+	b.mu.Lock()
+	delete(b.broken, "open data create=false")
+	b.mu.Unlock()
+	return path + "/aside", b.did("set aside %s", filepath.Base(path))
+}
+
+func (b *fakeBackend) Open(name, path, _ string, create bool) (Volume, error) {
 	if err := b.did("open %s create=%v", name, create); err != nil {
 		return nil, err
 	}

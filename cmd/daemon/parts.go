@@ -60,8 +60,11 @@ type Mount interface {
 
 // Backend opens volumes and mounts them.
 type Backend interface {
-	// Open opens the volume whose directory is at path; create protects a new one.
-	Open(name, path string, create bool) (Volume, error)
+	// Open opens the volume whose directory is at path; create protects a new one. id is the identity that it had,
+	// if that is known. volume.ErrJournal stands for a journal that is damaged.
+	Open(name, path, id string, create bool) (Volume, error)
+	// SetJournalAside makes the next Open begin a new journal; it gives where the old one is then.
+	SetJournalAside(path string) (string, error)
 	Mount(v Volume, at string, o MountOptions) (Mount, error)
 	// CleanStale takes away a dead mount of tandemfs, and reports whether there was one.
 	CleanStale(at string) (bool, error)

@@ -115,6 +115,21 @@ func (r *registry) keepReadOnly(e *entry, readOnly bool) error {
 	return nil
 }
 
+// keepID makes the record of a volume have its identity, once that is known.
+func (r *registry) keepID(e *entry, id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e.record.ID != "" {
+		return nil
+	}
+	e.record.ID = id
+	if err := r.save(); err != nil {
+		e.record.ID = ""
+		return err
+	}
+	return nil
+}
+
 // save writes the list of volumes. Called with mu held.
 func (r *registry) save() error {
 	records := make([]record, 0, len(r.entries))
@@ -232,6 +247,15 @@ func (r *registry) remove(name string) (api.Volume, error) {
 	}
 	crashpoint.Here("daemon/volume-erased")
 	return was, r.drop(e)
+}
+
+// rebuild has a volume whose journal is damaged begin a new one.
+func (r *registry) rebuild(name string) (*entry, error) {
+	e, err := r.find(name)
+	if err != nil {
+		return nil, err
+	}
+	return e, e.rebuild()
 }
 
 // Volume finds a volume for the replicator, which gets it only when it is whole: open and mounted.

@@ -48,6 +48,16 @@ func (n *node) CreateVolume(_ context.Context, want api.CreateVolume) (api.Volum
 	return v, nil
 }
 
+// RebuildVolume has a volume whose journal is damaged begin a new one.
+func (n *node) RebuildVolume(_ context.Context, name string) (api.Volume, error) {
+	e, err := n.volumes.rebuild(name)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	n.log.Warn("volume rebuilt", "volume", name)
+	return n.describe(e), nil
+}
+
 // RemoveVolume ends a directory's protection, unless a relationship uses the volume.
 func (n *node) RemoveVolume(_ context.Context, name string) (api.Volume, error) {
 	n.binding.Lock()

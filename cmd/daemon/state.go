@@ -149,6 +149,8 @@ type record struct {
 	// ReadOnly is kept so that a target is never writable, not even while a node starts.
 	ReadOnly bool      `json:"read_only"`
 	Created  time.Time `json:"created"`
+	// ID is the volume's own identity, which outlives its journal; empty until it was open once.
+	ID string `json:"id,omitempty"`
 }
 
 // loadVolumes reads volumes.json; none yet is no error.

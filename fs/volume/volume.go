@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,7 @@ type Differences interface {
 type Options struct {
 	Name   string // what people call the volume
 	Create bool   // make the state directory where there is none
+	ID     string // what Volume.ID gave when it was open last; a journal that is lost is made anew with it
 	Logger *slog.Logger
 }
 
@@ -87,6 +89,7 @@ type Options struct {
 type Volume struct {
 	name    string
 	path    string
+	known   string // Options.ID
 	log     *slog.Logger
 	backing *sys.Backing
 	root    journal.Ident
@@ -127,7 +130,7 @@ func Open(path string, o Options) (*Volume, error) {
 		return nil, &fs.PathError{Op: "open", Path: abs, Err: err}
 	}
 	v := &Volume{
-		name: o.Name, path: abs, log: o.Logger.With("volume", o.Name),
+		name: o.Name, path: abs, known: o.ID, log: o.Logger.With("volume", o.Name),
 		backing: backing, root: backing.Root(),
 	}
 	v.open = newOpenCache(v, openLimit())
@@ -174,8 +177,8 @@ func (v *Volume) openState(create bool) error {
 
 // openParts opens what the state directory holds.
 func (v *Volume) openParts(fd int) (err error) {
-	dir := filepath.Join(v.backing.ProcPath(), StateDir, "journal")
-	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, Block: v.backing.BlockSize(), Settle: v.backing.SyncFilesystem})
+	dir := filepath.Join(v.backing.ProcPath(), StateDir, journalName)
+	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, ID: v.known, Block: v.backing.BlockSize(), Settle: v.backing.SyncFilesystem})
 	if errors.Is(err, journal.ErrBusy) {
 		return ErrBusy
 	}
@@ -246,6 +249,24 @@ func (v *Volume) Remove() error {
 		err = os.RemoveAll(filepath.Join(v.backing.ProcPath(), StateDir))
 	}
 	return errors.Join(err, v.backing.Close())
+}
+
+// journalName is the journal's directory, in the state directory.
+const journalName = "journal"
+
+// ErrJournal: the journal of a volume is damaged; SetJournalAside lets the volume be opened without it.
+var ErrJournal = journal.ErrCorrupt
+
+// SetJournalAside renames the journal of a volume that is not open, so that Open makes a new one: with Options.ID it
+// is one that has lost everything. The snapshots are lost with it. It gives the name in the state directory.
+func SetJournalAside(path string) (string, error) {
+	dir := filepath.Join(path, StateDir)
+	aside := journalName + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000000")
+	err := os.Rename(filepath.Join(dir, journalName), filepath.Join(dir, aside))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return aside, nil
 }
 
 // Name is what people call the volume.
