@@ -100,6 +100,7 @@ func (a *applier) begin(b wire.Begin, sourceID string, ask func(wire.Want) error
 	}
 	a.cursor, a.settled = c, c
 	a.count.set(a.cursor)
+	a.count.found(work{})
 	m.Dirty = true
 	root := journal.Ident{Ino: b.RootIno, Gen: b.RootGen}
 	if b.Compare {
@@ -225,6 +226,7 @@ func (a *applier) one(r *wire.Record) error {
 		if err := a.comparer.record(r); err != nil {
 			return err
 		}
+		a.count.found(a.comparer.same)
 		return a.itemDone()
 	}
 	if a.comparer != nil {

@@ -11,12 +11,18 @@ import (
 )
 
 // counters are what the session shows of an applier while it works.
-type counters struct{ items, files, bytes atomic.Int64 }
+type counters struct{ items, files, bytes, sameFiles, sameBytes atomic.Int64 }
 
 func (c *counters) set(at wire.Cursor) {
 	c.items.Store(at.Items)
 	c.files.Store(at.Files)
 	c.bytes.Store(at.Bytes)
+}
+
+// found notes what is there already.
+func (c *counters) found(same work) {
+	c.sameFiles.Store(same.files)
+	c.sameBytes.Store(same.bytes)
 }
 
 // suspend stops in the middle: the connection is gone. The transfer can go on right behind the last
@@ -62,6 +68,7 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 		return wire.Committed{}, fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
 	}
 	if a.comparer != nil {
+		a.count.found(a.comparer.same)
 		if err := errors.Join(a.comparer.satisfied(), a.endCompare()); err != nil {
 			return wire.Committed{}, err
 		}
@@ -86,7 +93,8 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	if err := a.publish(); err != nil {
 		return wire.Committed{}, err
 	}
-	return wire.Committed{Epoch: b.Cursor.Epoch, Files: a.cursor.Files, Bytes: a.cursor.Bytes}, nil
+	return wire.Committed{Epoch: b.Cursor.Epoch, Files: a.cursor.Files, Bytes: a.cursor.Bytes,
+		SameFiles: a.count.sameFiles.Load(), SameBytes: a.count.sameBytes.Load()}, nil
 }
 
 // publish makes the new recovery point durable, and then what readers see. What was recorded up to it is not

@@ -179,6 +179,11 @@ func TestAFirstTransferOntoACopySendsWhatDiffers(t *testing.T) {
 	if n := p.content(); n > 2*wire.MaxDigest {
 		t.Errorf("%d bytes were sent", n)
 	}
+	for _, s := range []Status{p.src.status(p.id), p.dst.status(p.id)} {
+		if b, f := s.Progress.Bytes, s.Progress.Files; b.Unchanged < 1<<19 || b.Remaining != 0 || f.Unchanged < 20 || f.Remaining != 0 || s.Progress.PercentComplete != 100 {
+			t.Errorf("the %s says %+v", s.Role, s.Progress)
+		}
+	}
 }
 
 // at0 is at for who holds mu, by a path of dump.

@@ -37,6 +37,7 @@ type comparer struct {
 	ranges int                             // in want
 	buf    []byte
 	done   work // files and data compared so far
+	same   work // found to be there already, with their sizes
 }
 
 // reaction is what is done about differences. All of it is called by the comparer's goroutine; what belongs to a
@@ -280,6 +281,9 @@ func (c *comparer) leave(r *wire.Record) error {
 	}
 	c.in = c.in[:len(c.in)-1]
 	c.done.files++
+	if !at.fresh && !at.here.IsZero() {
+		c.same.files++
+	}
 	if at.here.IsZero() {
 		return nil
 	}
@@ -322,6 +326,9 @@ func (c *comparer) sameImage(here journal.Ident, image journal.Image) (bool, err
 func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
 	c.done.files++
 	if !isRegular(r.Attr) || fresh && r.Attr.Size == 0 {
+		if !fresh {
+			c.same.files++
+		}
 		return c.attributes(f.path, r, f.here, fresh)
 	}
 	if fresh {
@@ -334,6 +341,7 @@ func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
 	same := have.Size == r.Attr.Size && (have.Mtime == r.Attr.Mtime || have.Size == 0)
 	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.doubts(f.here, have.Ctime)
 	if same && (!distrusted || have.Size == 0) {
+		c.same = c.same.plus(work{1, have.Size})
 		return c.attributes(f.path, r, f.here, false)
 	}
 	f.compare = true
@@ -470,6 +478,7 @@ func (c *comparer) finish() error {
 	if f.end != f.image.Attr.Size {
 		return fmt.Errorf("%w: the digests of inode %s end at %d of %d bytes", wire.ErrRecord, f.from, f.end, f.image.Attr.Size)
 	}
+	c.same.bytes += f.image.Attr.Size - f.differs.Len()
 	if len(f.differs) > 0 {
 		x, err := c.act.content(f, f.differs)
 		if err != nil {
@@ -480,6 +489,7 @@ func (c *comparer) finish() error {
 			return c.request(f, x)
 		}
 	}
+	c.same.files++
 	same, err := c.sameImage(f.here, f.image)
 	if err != nil || same {
 		return err

@@ -79,6 +79,9 @@ func FuzzTargetSession(f *testing.F) {
 	over.Cursor.Over, on.Cursor.Items, on.Cursor.Chain = true, 3, 1<<64-1
 	f.Add(said(message(wire.TypeBegin, begin), records(dir, file, data, hole, named, gone), message(wire.TypeEnd, wire.End{Items: 4})))
 	f.Add(said(message(wire.TypeBegin, over), records(dir), records(named), message(wire.TypeBegin, on)))
+	for _, input := range comparisons() {
+		f.Add(input)
+	}
 	f.Add(said(message(wire.TypeProgress, wire.Progress{TotalFiles: 1 << 62, BehindSeconds: 1e300}), message(wire.TypeBye, wire.Bye{Reason: "\x1b"})))
 	f.Add(said(rawFrame(wire.TypePing, nil), rawFrame(wire.TypeBegin, []byte(`{"cursor":{"epoch":1e99}}`)), rawFrame(wire.TypeHello, []byte("TNDM"))))
 	p := freshlyAuthorized(f)
@@ -100,6 +103,56 @@ func FuzzTargetSession(f *testing.F) {
 	})
 }
 
+// comparisons are inventories, in whole and in part.
+func comparisons() [][]byte {
+	root := journal.Ident{Ino: 2, Gen: 1}
+	begin := wire.Begin{Compare: true, Cursor: wire.Cursor{Epoch: 5}, RootIno: root.Ino, RootGen: root.Gen}
+	dir := wire.Record{Kind: wire.KindInode, Flags: wire.FlagNew | wire.FlagPlaced, Ident: journal.Ident{Ino: 9}, Attr: journal.Attr{Mode: typeDir}, Dir: root, Name: []byte("d")}
+	file := wire.Record{Kind: wire.KindInode, Flags: wire.FlagNew | wire.FlagPlaced | wire.FlagSuspect, Ident: journal.Ident{Ino: 10},
+		Attr: journal.Attr{Mode: typeRegular, Size: 1 << 62}, Dir: dir.Ident, Name: []byte("f1")}
+	again := wire.Record{Kind: wire.KindInode, Flags: wire.FlagCompare, Ident: file.Ident, Attr: file.Attr}
+	digest := wire.Record{Kind: wire.KindDigest, Len: 3000, Data: make([]byte, 32)}
+	hole := wire.Record{Kind: wire.KindHole, Off: 3000, Len: 1<<62 - 3000}
+	link := wire.Record{Kind: wire.KindAttach, Dir: dir.Ident, Name: []byte("f2"), Ident: file.Ident}
+	left, end := dir, dir
+	left.Flags, end.Flags, end.Ident = 0, 0, root
+	records := func(r ...wire.Record) []byte { return rawFrame(wire.TypeRecords, frame(r...)[wire.HeaderSize:]) }
+	ask := wire.Record{Kind: wire.KindAsk}
+	return [][]byte{
+		said(message(wire.TypeBegin, begin), records(dir, file, link, left, end, ask, again, digest, hole, ask), message(wire.TypeEnd, wire.End{Items: 6})),
+		said(message(wire.TypeBegin, begin), records(dir, file, again, digest, ask, left)),
+		said(message(wire.TypeBegin, begin), records(left), records(ask, ask, ask)),
+	}
+}
+
+// Whatever a source says in a verification, the target lives, takes a bounded amount of memory and stays what it is.
+func FuzzVerifySession(f *testing.F) {
+	for _, input := range comparisons() {
+		f.Add(input)
+	}
+	p := newPair(f).create()
+	fill(p.from)
+	p.same()
+	p.src.stop()
+	before := p.to.dump()
+	first := wire.Verify{ID: p.id, VolumeID: p.from.ID(), Epoch: p.dst.status(p.id).RecoveryPoint.Epoch}
+	f.Fuzz(func(t *testing.T, input []byte) {
+		n := allocated(func() {
+			conn, over := speakFirst(t, p, wire.TypeVerify, first)
+			defer conn.Close()
+			conn.Write(frames(input)) // it may be closed before all is read
+			conn.CloseWrite()
+			<-over
+		})
+		if n > slack+256*uint64(len(input)) {
+			t.Fatalf("%d bytes took %d of memory", len(input), n)
+		}
+		if d := differences(before, p.to.dump()); len(d) > 0 {
+			t.Fatalf("it has changed the target: %v", d)
+		}
+	})
+}
+
 // Whatever a target says, the source's end lives, and takes a bounded amount of memory.
 func FuzzSourceSession(f *testing.F) {
 	for _, b := range [][]byte{
@@ -109,6 +162,7 @@ func FuzzSourceSession(f *testing.F) {
 		message(wire.TypeFailed, wire.Failed{Class: "unheard of", Text: "\x00"}),
 		message(wire.TypeProgress, wire.Progress{Files: -1 << 63, Bytes: 1<<63 - 1}),
 		message(wire.TypeBye, wire.Bye{Ended: true}),
+		message(wire.TypeWant, wire.Want{Done: true, Files: []wire.WantFile{{Ino: 1 << 63, Compare: true}, {Extents: [][2]int64{{-1, 1 << 62}}}}}),
 		rawFrame(wire.TypeRecords, []byte("not for a source")),
 	} {
 		f.Add(said(b))

@@ -15,6 +15,7 @@ type meter struct {
 	started  time.Time
 	ended    time.Time
 	done     work
+	same     work // found to be there already
 	before   work // of done, what earlier connections had transferred
 	total    work
 	percent  float64 // the highest that was shown
@@ -31,12 +32,14 @@ const perFile = 16 << 10
 
 func (w work) weight() float64 { return float64(w.bytes) + perFile*float64(w.files) }
 
+func (w work) plus(o work) work { return work{w.files + o.files, w.bytes + o.bytes} }
+
 // atLeast gives the larger of each.
 func (w work) atLeast(o work) work { return work{max(w.files, o.files), max(w.bytes, o.bytes)} }
 
 type sample struct {
-	at   time.Time
-	done work
+	at         time.Time
+	done, same work
 }
 
 const (
@@ -55,8 +58,8 @@ func (m *meter) start(now time.Time, first, goesOn bool, before, total work, wir
 		m.started, m.percent, m.wire = now, 0, wire
 	}
 	m.running, m.first, m.rough, m.ended = true, first, first, time.Time{}
-	m.done, m.before, m.total = before, before, total.atLeast(before)
-	m.samples = append(m.samples[:0], sample{now, before})
+	m.done, m.same, m.before, m.total = before, work{}, before, total.atLeast(before)
+	m.samples = append(m.samples[:0], sample{at: now, done: before})
 }
 
 // expect says how much there is to transfer in all, now that it was counted.
@@ -64,7 +67,7 @@ func (m *meter) expect(total work) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.running {
-		m.total, m.rough = total.atLeast(m.done), false
+		m.total, m.rough = total.atLeast(m.done.plus(m.same)), false
 	}
 }
 
@@ -78,15 +81,17 @@ func (m *meter) expected() work {
 	return m.total
 }
 
-// progress notes how much is done, and reports whether that is more than before.
-func (m *meter) progress(now time.Time, done work) bool {
+// progress notes how much is done and how much was there already, and reports whether that is more than before.
+func (m *meter) progress(now time.Time, done, same work) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	more := done.files > m.done.files || done.bytes > m.done.bytes
-	m.done = m.done.atLeast(done)
-	m.total = m.total.atLeast(m.done)
+	was := m.done.plus(m.same)
+	m.done, m.same = m.done.atLeast(done), m.same.atLeast(same)
+	is := m.done.plus(m.same)
+	more := is.files > was.files || is.bytes > was.bytes
+	m.total = m.total.atLeast(is)
 	if last := m.samples; len(last) == 0 || now.Sub(last[len(last)-1].at) >= sampleStep {
-		m.samples = append(m.samples, sample{now, m.done})
+		m.samples = append(m.samples, sample{now, m.done, m.same})
 	}
 	for len(m.samples) > 2 && now.Sub(m.samples[1].at) > window {
 		m.samples = m.samples[1:]
@@ -103,7 +108,7 @@ func (m *meter) finish(now time.Time, committed bool, done work, wire int64) {
 	}
 	m.running, m.ended, m.wireUsed = false, now, wire-m.wire
 	if committed {
-		m.done, m.total, m.percent = done, done, 100
+		m.done, m.total, m.percent = done, done.plus(m.same), 100
 	}
 }
 
@@ -121,7 +126,7 @@ func (m *meter) left() work {
 	if !m.running {
 		return work{}
 	}
-	return work{m.total.files - m.done.files, m.total.bytes - m.done.bytes}
+	return work{m.total.files - m.done.files - m.same.files, m.total.bytes - m.done.bytes - m.same.bytes}
 }
 
 // report gives the transfer's progress; wire is the relationship's count of wire bytes.
@@ -130,7 +135,7 @@ func (m *meter) report(now time.Time, wire int64) Progress {
 	defer m.mu.Unlock()
 	p := Progress{
 		First: m.first, Started: m.started, PercentComplete: m.percentNow(), WireBytes: m.wireUsed,
-		Files: count(m.done.files, m.total.files), Bytes: count(m.done.bytes, m.total.bytes),
+		Files: count(m.done.files, m.same.files, m.total.files), Bytes: count(m.done.bytes, m.same.bytes, m.total.bytes),
 	}
 	if m.started.IsZero() {
 		return p
@@ -148,14 +153,14 @@ func (m *meter) report(now time.Time, wire int64) Progress {
 	return p
 }
 
-func count(done, total int64) Count {
-	return Count{Transferred: done, Total: total, Remaining: total - done}
+func count(done, same, total int64) Count {
+	return Count{Transferred: done, Unchanged: same, Total: total, Remaining: total - done - same}
 }
 
 // percentNow never goes back, and reaches 100 only by finish.
 func (m *meter) percentNow() float64 {
 	if m.running && m.total.weight() > 0 {
-		m.percent = max(m.percent, min(almost, 100*m.done.weight()/m.total.weight()))
+		m.percent = max(m.percent, min(almost, 100*m.done.plus(m.same).weight()/m.total.weight()))
 	}
 	return m.percent
 }
@@ -171,10 +176,10 @@ func (m *meter) rate(now time.Time) (float64, *float64) {
 		return 0, nil
 	}
 	bytes := float64(m.done.bytes-oldest.done.bytes) / seconds
-	pace := (m.done.weight() - oldest.done.weight()) / seconds
+	pace := (m.done.plus(m.same).weight() - oldest.done.plus(oldest.same).weight()) / seconds
 	if pace <= 0 || m.total.weight() <= 0 || m.rough {
 		return bytes, nil
 	}
-	eta := (m.total.weight() - m.done.weight()) / pace
+	eta := (m.total.weight() - m.done.plus(m.same).weight()) / pace
 	return bytes, &eta
 }

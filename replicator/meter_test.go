@@ -18,7 +18,7 @@ func TestThePercentageNeverGoesBackAndEndsWithTheCommit(t *testing.T) {
 		for range 50 {
 			now = now.Add(time.Duration(rnd.IntN(500)) * time.Millisecond)
 			done = work{done.files + rnd.Int64N(100), done.bytes + rnd.Int64N(1<<26)}
-			m.progress(now, done)
+			m.progress(now, done, work{})
 			p := m.report(now, 0)
 			if p.PercentComplete < last || p.PercentComplete > almost || p.Bytes.Remaining < 0 || p.Files.Remaining < 0 {
 				t.Fatalf("after %v: %+v", last, p)
@@ -40,7 +40,7 @@ func TestThroughputAndTimeLeftFollowTheLastSeconds(t *testing.T) {
 	if p := m.report(now, 0); p.ETASeconds != nil {
 		t.Error("a time is left before anything is known")
 	}
-	m.progress(now.Add(time.Second), work{0, 1e6})
+	m.progress(now.Add(time.Second), work{0, 1e6}, work{})
 	if p := m.report(now.Add(time.Second), 0); p.ETASeconds != nil {
 		t.Error("a time is left while the total is a guess")
 	}
@@ -53,7 +53,7 @@ func TestThroughputAndTimeLeftFollowTheLastSeconds(t *testing.T) {
 			bytes += 300e3
 		}
 		now = now.Add(200 * time.Millisecond)
-		m.progress(now, work{0, bytes})
+		m.progress(now, work{0, bytes}, work{})
 	}
 	p := m.report(now, 0)
 	if p.ThroughputCurrent < 1.9e6 || p.ThroughputCurrent > 2.1e6 {
@@ -71,7 +71,7 @@ func TestATransferThatGoesOnKeepsItsStart(t *testing.T) {
 	var m meter
 	start := time.Unix(1000, 0)
 	m.start(start, true, false, work{}, work{10, 1000}, 100)
-	m.progress(start.Add(time.Second), work{5, 500})
+	m.progress(start.Add(time.Second), work{5, 500}, work{})
 	m.finish(start.Add(2*time.Second), false, work{}, 700)
 	if p := m.report(start.Add(time.Minute), 900); p.RunSeconds != 2 || p.WireBytes != 600 || p.PercentComplete == 100 {
 		t.Errorf("interrupted: %+v", p)

@@ -113,7 +113,7 @@ func (s *sourceSession) received(kind wire.Type, content []byte) error {
 		if err := wire.Parse(content, &p); err != nil {
 			return err
 		}
-		if s.r.meter.progress(time.Now(), work{p.Files, p.Bytes}) {
+		if s.r.meter.progress(time.Now(), work{p.Files, p.Bytes}, work{p.SameFiles, p.SameBytes}) {
 			s.came.Store(true)
 		}
 		return nil

@@ -265,6 +265,12 @@ func forgetTransfer(p *pair) { no(p.to.j.SetState(targetKey(p.id), nil)) }
 // has closed the connection.
 func speak(t testing.TB, p *pair) (conn *tls.Conn, over <-chan struct{}) {
 	t.Helper()
+	return speakFirst(t, p, wire.TypeAttach, wire.Attach{ID: p.id, VolumeID: p.from.ID(), Volume: "data", Path: "/"})
+}
+
+// speakFirst is speak with any first message.
+func speakFirst(t testing.TB, p *pair, kind wire.Type, first any) (conn *tls.Conn, over <-chan struct{}) {
+	t.Helper()
 	conn, err := tls.Dial("tcp", p.dst.address, inTLS(p.src.config.Identity))
 	if err != nil {
 		t.Fatal(err)
@@ -276,9 +282,7 @@ func speak(t testing.TB, p *pair) (conn *tls.Conn, over <-chan struct{}) {
 	}()
 	hello, err := os.ReadFile("wire/testdata/frames/hello-v1.frame")
 	no(err)
-	attach, err := json.Marshal(wire.Attach{ID: p.id, VolumeID: p.from.ID(), Volume: "data", Path: "/"})
-	no(err)
-	if _, err := conn.Write(append(hello, rawFrame(wire.TypeAttach, attach)...)); err != nil {
+	if _, err := conn.Write(append(hello, message(kind, first)...)); err != nil {
 		t.Fatal(err)
 	}
 	return conn, closed

@@ -390,6 +390,7 @@ func (s *targetSession) end(frame received) error {
 	if err := s.conn.Send(wire.TypeCommitted, done); err != nil {
 		return err
 	}
+	s.r.meter.progress(time.Now(), work{done.Files, done.Bytes}, work{done.SameFiles, done.SameBytes})
 	s.r.meter.finish(time.Now(), true, work{done.Files, done.Bytes}, s.r.wire.Load())
 	s.r.committed(done.Epoch, s.begun.Time)
 	s.r.setJob(JobIdle)
@@ -407,12 +408,13 @@ func (s *targetSession) tell(stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		p := wire.Progress{Items: s.count.items.Load(), Files: s.count.files.Load(), Bytes: s.count.bytes.Load()}
+		p := wire.Progress{Items: s.count.items.Load(), Files: s.count.files.Load(), Bytes: s.count.bytes.Load(),
+			SameFiles: s.count.sameFiles.Load(), SameBytes: s.count.sameBytes.Load()}
 		if p == last {
 			continue
 		}
 		last = p
-		s.r.meter.progress(time.Now(), work{p.Files, p.Bytes})
+		s.r.meter.progress(time.Now(), work{p.Files, p.Bytes}, work{p.SameFiles, p.SameBytes})
 		if s.conn.Send(wire.TypeProgress, p) != nil {
 			return // the receiving side says why
 		}

@@ -170,6 +170,7 @@ func (s *sourceSession) confirm(p pendingTransfer, c wire.Committed) error {
 	if c.Epoch != uint64(p.Epoch) {
 		return fmt.Errorf("%w: the target has committed seal %d, not %d", wire.ErrFrame, c.Epoch, p.Epoch)
 	}
+	s.r.meter.progress(time.Now(), work{c.Files, c.Bytes}, work{c.SameFiles, c.SameBytes})
 	s.r.meter.finish(time.Now(), true, work{c.Files, c.Bytes}, s.r.wire.Load())
 	crashpoint.Here("replicator/source-heard")
 	if err := s.origin.confirm(s.r); err != nil {

@@ -104,6 +104,9 @@ type Committed struct {
 	Epoch uint64 `json:"epoch"`
 	Files int64  `json:"files"`
 	Bytes int64  `json:"bytes"`
+	// SameFiles and SameBytes are what the transfer has found to be there already.
+	SameFiles int64 `json:"same_files,omitempty"`
+	SameBytes int64 `json:"same_bytes,omitempty"`
 }
 
 // Class says what kind of error ended a transfer.
@@ -134,6 +137,9 @@ type Progress struct {
 	Items         int64   `json:"items,omitempty"`
 	Files         int64   `json:"files,omitempty"`
 	Bytes         int64   `json:"bytes,omitempty"`
+	// SameFiles and SameBytes are what a transfer that compares has found to be equal.
+	SameFiles int64 `json:"same_files,omitempty"`
+	SameBytes int64 `json:"same_bytes,omitempty"`
 }
 
 // Want is what a target asks for that compares. Done says that all is asked for that the records before the

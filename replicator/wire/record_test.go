@@ -35,6 +35,18 @@ func records() []Record {
 	}
 }
 
+// comparing is what belongs to comparisons.
+func comparing() []Record {
+	id := journal.Ident{Ino: 7, Gen: 9}
+	attr := journal.Attr{Mode: 0o100644, Size: 1 << 17}
+	return []Record{
+		{Kind: KindInode, Flags: FlagNew | FlagPlaced | FlagSuspect, Ident: id, Attr: attr, Dir: journal.Ident{Ino: 2}, Name: []byte("name")},
+		{Kind: KindInode, Flags: FlagCompare, Ident: id, Attr: attr},
+		{Kind: KindDigest, Off: 1 << 40, Len: MaxDigest, Data: []byte("0123456789abcdef0123456789abcdef")},
+		{Kind: KindAsk},
+	}
+}
+
 func encoded(t testing.TB, list []Record) []byte {
 	t.Helper()
 	var b []byte
@@ -75,6 +87,11 @@ kind 1 flags 1 ident 1152921504606846976.4294967295 dir 0.0 name "" off 0 len 0 
 kind 4 flags 0 ident 1152921504606846976.4294967295 dir 2.0 name "nnnnnnnn" off 0 len 0 data "" link "" mode 0 size 0 xattrs 0
 kind 5 flags 0 ident 0.0 dir 2.0 name "..." off 0 len 0 data "" link "" mode 0 size 0 xattrs 0`
 
+const keptComparing = `kind 1 flags 19 ident 7.9 dir 2.0 name "name" off 0 len 0 data "" link "" mode 100644 size 131072 xattrs 0
+kind 1 flags 8 ident 7.9 dir 0.0 name "" off 0 len 0 data "" link "" mode 100644 size 131072 xattrs 0
+kind 6 flags 0 ident 0.0 dir 0.0 name "" off 1099511627776 len 131072 data "0123456789abcdef0123456789abcdef" link "" mode 0 size 0 xattrs 0
+kind 7 flags 0 ident 0.0 dir 0.0 name "" off 0 len 0 data "" link "" mode 0 size 0 xattrs 0`
+
 // With TANDEM_KEEP_FRAMES set this writes the fixtures of the present format.
 func TestMain(m *testing.M) {
 	if name := os.Getenv("TANDEM_KEEP_FRAMES"); name != "" {
@@ -82,12 +99,13 @@ func TestMain(m *testing.M) {
 		hello, _ := Hello{Lowest: 1, Highest: 1, Node: "alpha", Features: []string{"one", "two"}}.append(nil)
 		_ = os.WriteFile("testdata/frames/hello-"+name+".frame", framed(t, TypeHello, hello, false), 0o644)
 		_ = os.WriteFile("testdata/frames/records-"+name+".frame", framed(t, TypeRecords, encoded(t, records()), true), 0o644)
+		_ = os.WriteFile("testdata/frames/comparing-"+name+".frame", framed(t, TypeRecords, encoded(t, comparing()), true), 0o644)
 	}
 	os.Exit(m.Run())
 }
 
 func TestARecordArrivesAsItWasSent(t *testing.T) {
-	want := records()
+	want := append(records(), comparing()...)
 	var d Decoder
 	d.Reset(encoded(t, want))
 	var got Record
@@ -155,6 +173,10 @@ func TestWhatLinuxDoesNotHaveIsRefused(t *testing.T) {
 		"too much data":          {Kind: KindData, Data: make([]byte, MaxData+1)},
 		"data past all files":    {Kind: KindData, Off: journal.MaxOffset, Data: []byte("x")},
 		"an empty hole":          {Kind: KindHole, Off: 1},
+		"a digest of nothing":    {Kind: KindDigest, Data: make([]byte, 32)},
+		"a digest of too much":   {Kind: KindDigest, Len: MaxDigest + 1, Data: make([]byte, 32)},
+		"a digest past all":      {Kind: KindDigest, Off: journal.MaxOffset, Len: 5, Data: make([]byte, 32)},
+		"half a digest":          {Kind: KindDigest, Len: 5, Data: make([]byte, 16)},
 		"a hole past all files":  {Kind: KindHole, Off: 5, Len: journal.MaxOffset},
 		"a name without a inode": {Kind: KindAttach, Dir: id, Name: []byte("a")},
 	}
