@@ -85,7 +85,7 @@ type crash struct {
 	behind         []call   // what the source did in this round
 	ahead          int      // how much of it the trail has
 	asked          *pending // what was under way when the daemon died; nil: nothing
-	unused         []string // copies of the source that only the trail still needs
+	unused         []string // copies that nothing needs after the round
 	serial         int      // of snapshots
 	kept           map[*volume]map[string]*tree.Manifest
 	saved          map[string]savedTree // the same for snapshots of the source, to go back to

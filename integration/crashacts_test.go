@@ -128,21 +128,23 @@ func (c *crash) keep(v *volume, name string) error {
 		}
 	} else {
 		sameTrees(c.t, fmt.Sprintf("round %d, snapshot %s", c.round, name), scan(c.t, c.plain), shown, tree.Options{IgnoreTimes: true, IgnoreHoles: true})
-		c.saved[name] = savedTree{c.copyOf(c.plain), slices.Clone(c.history.files), slices.Clone(c.history.dirs)}
+		saved, err := c.copyOf(c.plain)
+		check(c.t, err)
+		c.saved[name] = savedTree{saved, slices.Clone(c.history.files), slices.Clone(c.history.dirs)}
 	}
 	c.kept[v][name] = shown
 	return nil
 }
 
 // copyOf copies a directory to a new one.
-func (c *crash) copyOf(dir string) string {
-	c.t.Helper()
+func (c *crash) copyOf(dir string) (string, error) {
 	c.serial++
 	to := filepath.Join(filepath.Dir(c.plain), fmt.Sprint("copy", c.serial))
-	if out, err := exec.Command("cp", "-a", dir, to).CombinedOutput(); err != nil {
-		c.t.Fatalf("cp: %v\n%s", err, out)
+	out, err := exec.Command("cp", "-a", dir, to).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("cp: %w\n%s", err, out)
 	}
-	return to
+	return to, err
 }
 
 // become makes a directory equal to another one.

@@ -13,28 +13,29 @@ import (
 )
 
 // isOnTrail fails unless a directory shows the source as it was after some call, not before the one that was
-// found last. It gives the error of a directory that cannot be read.
+// found last. It gives the error of a directory that cannot be read. It reads it once: its daemon may come to the
+// point at which it dies before all is compared.
 func (c *crash) isOnTrail(dir string) error {
 	c.t.Helper()
-	got, err := tree.Scan(dir)
+	seen, err := c.copyOf(dir)
+	c.unused = append(c.unused, seen)
 	if err != nil {
 		return err
 	}
-	count, err := readCounter(dir)
-	if err != nil {
-		return err
-	}
+	got := scan(c.t, seen)
+	count, err := readCounter(seen)
+	check(c.t, err)
 	var near []string
 	for {
 		now, err := readCounter(c.trail)
 		check(c.t, err)
 		if now == count {
-			differences := c.fromTrail(got, dir)
+			differences := c.fromTrail(got, seen)
 			if len(differences) == 0 {
 				return nil
 			}
 			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
-			near = append(near, differentPages(dir, c.trail)...)
+			near = append(near, differentPages(seen, c.trail)...)
 		}
 		if c.ahead == len(c.behind) {
 			again, err := tree.Scan(dir)
@@ -102,18 +103,19 @@ func readCounter(dir string) (string, error) {
 	return string(text), err
 }
 
-// fromTrail tells how a directory differs from the trail, which may have to make a part of the next call for it.
-func (c *crash) fromTrail(got *tree.Manifest, dir string) []string {
+// fromTrail tells how what was seen differs from the trail, which may have to make a part of the next call for it.
+func (c *crash) fromTrail(got *tree.Manifest, seen string) []string {
 	c.t.Helper()
 	o := tree.Options{IgnoreTimes: true, IgnoreHoles: true}
 	differences := tree.Compare(got, scan(c.t, c.trail), o)
 	if len(differences) == 0 || c.ahead == len(c.behind) || !c.behind[c.ahead].repeats {
 		return differences
 	}
-	parts, err := c.behind[c.ahead].effects(dir)
-	if err != nil { // it has no such file
+	parts, err := c.behind[c.ahead].effects(seen)
+	if errors.Is(err, fs.ErrNotExist) {
 		return differences
 	}
+	check(c.t, err)
 	for _, part := range parts {
 		check(c.t, part(c.trail))
 	}
