@@ -51,6 +51,8 @@ type openCache struct {
 	clock  []*openInode // all of inodes but the orphans, in the order of the clock's hand
 	hand   int
 	orphan map[journal.Ident]*openInode
+	// retired are the descriptors that unlock closes.
+	retired []int
 }
 
 func newOpenCache(v *Volume, limit int) *openCache {
@@ -58,6 +60,17 @@ func newOpenCache(v *Volume, limit int) *openCache {
 		v: v, backing: v.backing, limit: limit,
 		inodes: make(map[journal.Ident]*openInode),
 		orphan: make(map[journal.Ident]*openInode),
+	}
+}
+
+// unlock lets go of mu, and then closes what was retired meanwhile: the last descriptor of an inode without a name
+// frees its blocks, and nobody else should wait for that.
+func (c *openCache) unlock() {
+	retired := c.retired
+	c.retired = nil
+	c.mu.Unlock()
+	for _, fd := range retired {
+		sys.Close(fd)
 	}
 }
 
@@ -84,14 +97,14 @@ func (c *openCache) get(id journal.Ident, want reach) (*openInode, error) {
 // here, or after, and forget takes it out again.
 func (c *openCache) addNamed(id journal.Ident, fd int, got reach) (*openInode, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	var st unix.Statx_t
 	err := sys.Stat(fd, "", &st)
 	if err == nil && st.Nlink == 0 && c.find(id) == nil {
 		err = unix.ESTALE
 	}
 	if err != nil {
-		sys.Close(fd)
+		c.retired = append(c.retired, fd)
 		return nil, err
 	}
 	return c.addLocked(id, fd, got), nil
@@ -134,7 +147,7 @@ func (c *openCache) open(id journal.Ident, want reach) (int, reach, error) {
 // as far, that one is given and the new one closed.
 func (c *openCache) add(id journal.Ident, fd int, got reach) *openInode {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.addLocked(id, fd, got)
 }
 
@@ -142,7 +155,7 @@ func (c *openCache) add(id journal.Ident, fd int, got reach) *openInode {
 func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 	if old := c.find(id); old != nil {
 		if old.reach >= got {
-			sys.Close(fd)
+			c.retired = append(c.retired, fd)
 			old.users++
 			return old
 		}
@@ -165,13 +178,10 @@ func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 // put gives a descriptor back.
 func (c *openCache) put(o *openInode) {
 	c.mu.Lock()
-	o.users--
-	if o.gone && o.users == 0 {
-		c.mu.Unlock()
-		sys.Close(o.fd)
-		return
+	if o.users--; o.gone {
+		c.retire(o)
 	}
-	c.mu.Unlock()
+	c.unlock()
 }
 
 // drop takes a descriptor out of the cache. Called with mu held.
@@ -180,11 +190,11 @@ func (c *openCache) drop(o *openInode) {
 	c.retire(o)
 }
 
-// retire has a descriptor closed when its last user is done. Called with mu held.
+// retire has a descriptor closed when its last user is done. Called with mu held; unlock is due.
 func (c *openCache) retire(o *openInode) {
 	o.gone = true
 	if o.users == 0 {
-		sys.Close(o.fd)
+		c.retired = append(c.retired, o.fd)
 	}
 }
 
@@ -271,7 +281,7 @@ func (c *openCache) adopt(id journal.Ident) {
 // release lets go of an inode that hold kept, or of one that is gone.
 func (c *openCache) release(id journal.Ident) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if o := c.orphan[id]; o != nil {
 		delete(c.orphan, id)
 		c.retire(o)
@@ -281,7 +291,7 @@ func (c *openCache) release(id journal.Ident) {
 // releaseAll lets go of every inode that hold kept.
 func (c *openCache) releaseAll() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for id, o := range c.orphan {
 		delete(c.orphan, id)
 		c.retire(o)
@@ -291,7 +301,7 @@ func (c *openCache) releaseAll() {
 // forget closes the cached descriptor of an inode that is gone, so that its blocks are freed.
 func (c *openCache) forget(id journal.Ident) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if o := c.inodes[id]; o != nil {
 		c.drop(o)
 	}
@@ -301,7 +311,7 @@ func (c *openCache) forget(id journal.Ident) {
 func (c *openCache) close() {
 	c.releaseAll()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for _, o := range c.inodes {
 		c.drop(o)
 	}
