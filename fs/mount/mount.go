@@ -253,6 +253,9 @@ func (s *Server) Where(id journal.Ident) (dir journal.Ident, name string, ok boo
 	return s.table.where(id)
 }
 
+// Moved is volume.Kernel's.
+func (s *Server) Moved(id, dir journal.Ident, name string) { s.table.moved(id, dir, name) }
+
 func (s *Server) notified(status fuse.Status, what string, id journal.Ident) {
 	if !status.Ok() && status != fuse.ENOENT {
 		s.log.Debug("the kernel's cache was not told", "what", what, "inode", id, "status", status)

@@ -307,22 +307,7 @@ func (r *rawFS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName st
 	if r.reserved(from, oldName) || r.reserved(to, newName) {
 		return fuse.EBUSY
 	}
-	err := r.v.Rename(from, oldName, to, newName, uint(in.Flags))
-	if err == nil {
-		r.moved(to, in.Newdir, newName)
-	}
-	if err == nil && in.Flags&unix.RENAME_EXCHANGE != 0 {
-		r.moved(from, in.NodeId, oldName)
-	}
-	return r.status(err)
-}
-
-// moved notes what a name stands for now. The kernel, having moved the name itself, will not look it up.
-func (r *rawFS) moved(dir journal.Ident, number uint64, name string) {
-	var n volume.Inode
-	if r.v.Lookup(dir, name, &n) == nil {
-		r.t.moved(n.ID, number, name)
-	}
+	return r.status(r.v.Rename(from, oldName, to, newName, uint(in.Flags)))
 }
 
 // Readlink reads a symbolic link.

@@ -318,12 +318,12 @@ func TestTheNameByWhichTheKernelFoundAnInodeIsRemembered(t *testing.T) {
 	check(t, v.Lookup(v.Root(), "d", &d))
 	check(t, v.Lookup(v.Root(), "f", &f))
 	tab := newTable(v.Root(), unix.S_IFDIR)
-	number, _ := tab.refer(ordinary(d.ID), unix.S_IFDIR, rootNode, "d")
+	tab.refer(ordinary(d.ID), unix.S_IFDIR, rootNode, "d")
 	tab.refer(ordinary(f.ID), unix.S_IFREG, rootNode, "f")
 	if dir, name, ok := tab.where(f.ID); dir != v.Root() || name != "f" || !ok {
 		t.Errorf("found as %q in %v, %v", name, dir, ok)
 	}
-	tab.moved(f.ID, number, "g")
+	tab.moved(f.ID, d.ID, "g")
 	if dir, name, ok := tab.where(f.ID); dir != d.ID || name != "g" || !ok {
 		t.Errorf("moved, found as %q in %v, %v", name, dir, ok)
 	}

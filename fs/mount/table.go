@@ -160,11 +160,11 @@ func (t *table) number(id journal.Ident) (uint64, bool) {
 }
 
 // moved notes that an inode which the kernel refers to has another name.
-func (t *table) moved(id journal.Ident, parent uint64, name string) {
+func (t *table) moved(id, dir journal.Ident, name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if i, ok := t.nodes[id]; ok {
-		t.slots[i].found(parent, name)
+		t.slots[i].found(uint64(t.nodes[dir]), name)
 	}
 }
 

@@ -455,7 +455,14 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 		if err := v.journal.TouchName(to.id, newname, replaced.ID); err != nil {
 			return err
 		}
-		return sys.Rename(from.fd, oldname, to.fd, newname, flags)
+		if err := sys.Rename(from.fd, oldname, to.fd, newname, flags); err != nil {
+			return err
+		}
+		v.mounted().Moved(source.ID, to.id, newname)
+		if exchange {
+			v.mounted().Moved(replaced.ID, from.id, oldname)
+		}
+		return nil
 	}
 	if err := v.journal.TouchName(to.id, newname, replaced.ID); err != nil {
 		return err
@@ -469,6 +476,7 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 		return err
 	}
 	v.left(&l)
+	v.mounted().Moved(source.ID, to.id, newname)
 	return nil
 }
 

@@ -44,6 +44,8 @@ type Kernel interface {
 	Refers(journal.Ident) bool
 	// Where gives the name by which the kernel found an inode last, if it did and the name was not taken since.
 	Where(journal.Ident) (dir journal.Ident, name string, ok bool)
+	// Moved says that a rename gave the inode this name. The kernel, having moved it itself, will not look it up.
+	Moved(id, dir journal.Ident, name string)
 	// Turn runs swap, after which Volume.Current gives another tree, so that every reader sees the one tree
 	// and then, at once, the other, whatever the kernel caches. d tells in what the two differ; an error of
 	// its methods, or of Turn's own, leaves swap undone.
@@ -62,6 +64,7 @@ func (noKernel) Refers(journal.Ident) bool { return false }
 func (noKernel) Where(journal.Ident) (journal.Ident, string, bool) {
 	return journal.Ident{}, "", false
 }
+func (noKernel) Moved(_, _ journal.Ident, _ string) {}
 func (noKernel) Turn(_ Differences, swap func()) error {
 	swap()
 	return nil
