@@ -32,6 +32,7 @@ type plan struct {
 	over bool
 
 	yield     func(*step) error
+	names     map[nameOf]journal.Ident   // what names stand for that were looked up, maxNames at the most
 	linked    map[journal.Ident]struct{} // new inodes with several names that were yielded
 	relocated bool                       // an old directory was met in a new one
 	dirs      bool                       // an old directory has attributes that were touched
@@ -51,6 +52,7 @@ var errView = errors.New("the view of the volume is no longer whole")
 // over. The step is only valid during the call.
 func (p *plan) steps(yield func(*step) error) error {
 	p.yield, p.linked, p.relocated, p.dirs = yield, map[journal.Ident]struct{}{}, false, false
+	p.names = map[nameOf]journal.Ident{}
 	if p.changes == nil {
 		return p.newDirectory(p.root)
 	}
@@ -239,12 +241,36 @@ func (p *plan) oldNames(found func(oldName) error) error {
 		}
 		n := oldName{NameChange: c, Exists: exists}
 		if exists {
-			if n.Now, err = p.view.Lookup(c.Dir, c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if n.Now, err = p.lookup(nameOf{c.Dir, c.Name}); err != nil {
 				return fmt.Errorf("%q in directory %s: %w", c.Name, c.Dir, err)
 			}
 		}
 		return found(n)
 	})
+}
+
+// nameOf is a name in a directory.
+type nameOf struct {
+	dir  journal.Ident
+	name string
+}
+
+// maxNames is how many names the phases need to look up only once.
+const maxNames = 16 << 10
+
+// lookup gives what a name stands for, zero where that is nothing.
+func (p *plan) lookup(n nameOf) (journal.Ident, error) {
+	if id, ok := p.names[n]; ok {
+		return id, nil
+	}
+	id, err := p.view.Lookup(n.dir, n.name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return id, err
+	}
+	if len(p.names) < maxNames {
+		p.names[n] = id
+	}
+	return id, nil
 }
 
 // detach yields the names that have to be taken away before any is given.
