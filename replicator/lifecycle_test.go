@@ -131,6 +131,8 @@ func TestASecondRelationshipIsRefusedWhereItWouldMix(t *testing.T) {
 	}
 	if err := create(p.src, "other", p.dst.address, "copy"); !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "is the target of relationship") {
 		t.Errorf("a second relationship onto a target: %v", err)
+	} else if strings.Count(err.Error(), ErrConflict.Error()) != 1 {
+		t.Errorf("both ends say what kind of refusal it is: %v", err)
 	}
 	if err := create(p.dst, "copy", p.src.address, "other"); !errors.Is(err, ErrConflict) {
 		t.Errorf("a target as a source: %v", err)

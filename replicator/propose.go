@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode"
 
@@ -173,11 +174,12 @@ func (m *Manager) consider(p wire.Propose, peer wire.Peer) (*relationship, wire.
 		}
 		return r, rec.verdict()
 	}
-	if err := m.conflict(p.TargetVolume, RoleTarget, ""); err != nil {
-		return conflict(err.Error())
+	err := m.conflict(p.TargetVolume, RoleTarget, "")
+	if err == nil {
+		err = m.displace(p, peer)
 	}
-	if err := m.displace(p, peer); err != nil {
-		return conflict(err.Error())
+	if err != nil { // the proposer says itself what kind of refusal it is
+		return conflict(strings.TrimPrefix(err.Error(), ErrConflict.Error()+": "))
 	}
 	r, err := m.note(p, peer)
 	if err != nil {
