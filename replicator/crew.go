@@ -20,7 +20,7 @@ type crew struct {
 	err error // the first
 }
 
-func newCrew() crew { return crew{places: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))} }
+func newCrew() crew { return crew{places: make(chan struct{}, max(2, runtime.NumCPU()))} }
 
 // start runs a task beside the others, once there is a place.
 func (c *crew) start(task func() error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 func Run(ctx context.Context, o Options) error {
 	unix.Umask(0)
 	signal.Ignore(unix.SIGPIPE)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + waitingReaders)
 	return run(ctx, o, parts{
 		backend:    system{o.Logger},
 		newManager: func(c replicator.Config) (Manager, error) { return replicator.NewManager(c) },
@@ -33,6 +35,11 @@ func Run(ctx context.Context, o Options) error {
 		tidyEvery:  time.Minute,
 	})
 }
+
+// waitingReaders is how many threads may wait for the kernel's next request without being in the way. Each keeps one
+// of the Go scheduler's processors while it waits in read(2), until that is taken from it by polling; with none left
+// the thread that a request wakes has to wait for the next poll.
+const waitingReaders = 6
 
 // system is the Backend of real directories and mounts.
 type system struct{ log *slog.Logger }
