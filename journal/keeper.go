@@ -166,14 +166,6 @@ func (j *Journal) checkSpace() error {
 	return err
 }
 
-func freeSpace(dir string) (uint64, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return 0, fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	return fs.Bfree * uint64(fs.Bsize), nil
-}
-
 // absorbEpoch writes what the store does not have of an epoch.
 func absorbEpoch(b *badger.WriteBatch, n Epoch, x *epochIndex, images bool) error {
 	for id, e := range x.inodes {

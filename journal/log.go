@@ -9,6 +9,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
+
+	"tandemfs/journal/failpoint"
 )
 
 // An intent log is a file of fixed size, mapped into memory. Appending is a copy into the page cache,
@@ -41,7 +43,7 @@ type intentLog struct {
 // openLog opens or creates the log at path. Its blocks are allocated, so that a full disk is an error
 // here and not a fault at an append.
 func openLog(path string, size int) (*intentLog, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openFile(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
 	}
@@ -54,11 +56,11 @@ func openLog(path string, size int) (*intentLog, error) {
 }
 
 func (l *intentLog) open(size int) error {
-	info, err := l.file.Stat()
+	was, err := fileSize(l.file)
 	if err != nil {
 		return err
 	}
-	if was := info.Size(); was >= minLogSize && was <= 1<<30 {
+	if was >= minLogSize && was <= 1<<30 {
 		size = int(was) &^ 7
 	} else {
 		keepInPlace(l.file)
@@ -66,9 +68,8 @@ func (l *intentLog) open(size int) error {
 	if err := allocate(l.file, int64(size)); err != nil {
 		return err
 	}
-	l.data, err = unix.Mmap(int(l.file.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("mmap: %w", err)
+	if l.data, err = mapFile(l.file, size); err != nil {
+		return err
 	}
 	l.readHeader()
 	return nil
@@ -85,36 +86,23 @@ func keepInPlace(f *os.File) {
 
 // allocate gives the file real blocks up to size.
 func allocate(f *os.File, size int64) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if !errors.Is(err, unix.EOPNOTSUPP) {
-			return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
-		}
+	err := onFile("fallocate", f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) })
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return fillWithZeros(f, size)
 	}
+	return err
 }
 
 // fillWithZeros extends the file by writing, where the filesystem cannot allocate.
 func fillWithZeros(f *os.File, size int64) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
+	off, err := fileSize(f)
 	zeros := make([]byte, 1<<16)
-	for off := info.Size(); off < size; {
-		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off)
-		if err != nil {
-			return err
-		}
-		off += int64(n)
+	for err == nil && off < size {
+		p := zeros[:min(int64(len(zeros)), size-off)]
+		err = writeAt(f, p, off)
+		off += int64(len(p))
 	}
-	return nil
+	return err
 }
 
 // readHeader finds the generation; it stays zero for a log that was never begun.
@@ -130,6 +118,9 @@ func (l *intentLog) readHeader() {
 func (l *intentLog) begin(generation uint64) (err error) {
 	defer catchFault(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	if err := failpoint.Call("log begin"); err != nil {
+		return err
+	}
 	var h [24]byte
 	copy(h[:], logMagic)
 	binary.LittleEndian.PutUint64(h[8:], generation)
@@ -150,6 +141,9 @@ func (l *intentLog) room() int { return len(l.data) - l.end }
 func (l *intentLog) append(payload []byte) (err error) {
 	defer catchFault(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	if err := failpoint.Call("log append"); err != nil {
+		return err
+	}
 	at := l.data[l.end : l.end+recordSize(len(payload))]
 	clear(at[recordHeader+copy(at[recordHeader:], payload):])
 	binary.LittleEndian.PutUint64(at[8:], uint64(len(payload)))
@@ -225,15 +219,6 @@ func (l *intentLog) clearTail() (err error) {
 
 // sync makes what was appended survive a power cut.
 func (l *intentLog) sync() error { return fdatasync(l.file) }
-
-func fdatasync(f *os.File) error {
-	for {
-		err := unix.Fdatasync(int(f.Fd()))
-		if !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("fdatasync", err)
-		}
-	}
-}
 
 func (l *intentLog) close() error {
 	return errors.Join(unix.Munmap(l.data), l.file.Close())

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,18 +40,18 @@ const (
 
 // readMark reads the mark; the zero mark when the journal is new.
 func readMark(dir string) (mark, error) {
-	f, err := os.Open(filepath.Join(dir, markFile))
+	path := filepath.Join(dir, markFile)
+	text, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return mark{}, nil
 	}
 	if err != nil {
 		return mark{}, err
 	}
-	defer f.Close()
 	var m mark
-	lines := bufio.NewScanner(f)
-	for first := true; lines.Scan(); first = false {
-		key, value, _ := strings.Cut(lines.Text(), " ")
+	first := true
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if first && key != markFormat {
 			break
 		}
@@ -71,12 +70,10 @@ func readMark(dir string) (mark, error) {
 		case "closed":
 			m.Clean = value == "cleanly"
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return mark{}, err
+		first = false
 	}
 	if m.ID == "" {
-		return mark{}, classify(fmt.Errorf("%s is not a journal's mark", f.Name()))
+		return mark{}, classify(fmt.Errorf("%s is not a journal's mark", path))
 	}
 	return m, nil
 }
@@ -94,17 +91,19 @@ func writeMark(dir string, m mark) error {
 	if err := writeSynced(path+".new", text); err != nil {
 		return err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := rename(path+".new", path); err != nil {
 		return err
 	}
 	return syncPath(dir)
 }
 
 func writeSynced(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := openFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err = writeAt(f, []byte(text), 0); err == nil {
+		err = fsync(f)
+	}
+	return errors.Join(err, f.Close())
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -13,6 +12,8 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+
+	"tandemfs/journal/failpoint"
 )
 
 // The store is what was absorbed from the intent logs, in Badger. Keys, all integers big endian so that
@@ -121,6 +122,9 @@ func nameEntryKey(n Epoch, key nameKey) []byte {
 
 // get calls f with the value of a key and reports whether there is one. The value is valid during f.
 func (s *store) get(key []byte, f func(value []byte) error) (bool, error) {
+	if err := failpoint.Call("store get"); err != nil {
+		return false, storeError(err)
+	}
 	err := s.db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
@@ -168,6 +172,9 @@ func (s *store) where(n Epoch, id Ident) (at nameKey, ok bool, err error) {
 // scan calls f for the items whose keys have a prefix, from the key `from` on when that is not nil, until f
 // returns false. An item is valid during the call.
 func (s *store) scan(prefix, from []byte, f func(*badger.Item) (bool, error)) error {
+	if err := failpoint.Call("store scan"); err != nil {
+		return storeError(err)
+	}
 	return s.db.View(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
@@ -185,7 +192,10 @@ func (s *store) scan(prefix, from []byte, f func(*badger.Item) (bool, error)) er
 
 // update writes in one transaction: after a crash all of it is there or nothing.
 func (s *store) update(f func(txn *badger.Txn) error) error {
-	err := s.db.Update(f)
+	err := failpoint.Call("store update")
+	if err == nil {
+		err = s.db.Update(f)
+	}
 	s.dirty.Store(true)
 	return storeError(err)
 }
@@ -196,6 +206,9 @@ func (s *store) batch(f func(b *badger.WriteBatch) error) error {
 	b.SetMaxPendingTxns(2)
 	defer b.Cancel()
 	err := f(b)
+	if err == nil {
+		err = failpoint.Call("store flush")
+	}
 	if err == nil {
 		err = b.Flush()
 	}
@@ -299,19 +312,6 @@ func (s *store) syncFiles() error {
 			return nil
 		}
 	}
-}
-
-// syncPath syncs a file or directory. One that is gone was flushed into a table, which is synced.
-func syncPath(name string) error {
-	f, err := os.Open(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }
 
 // size is the number of bytes on the disk.

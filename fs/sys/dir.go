@@ -21,13 +21,13 @@ const direntHeader = 19
 
 // SeekDir moves a directory descriptor to a position that a Dirent gave, or to 0.
 func SeekDir(fd int, off int64) error {
-	_, err := unix.Seek(fd, off, unix.SEEK_SET)
+	_, err := Seek(fd, off, unix.SEEK_SET)
 	return err
 }
 
 // Getdents fills buf with entries from the descriptor's position; 0 means the end.
 func Getdents(fd int, buf []byte) (n int, err error) {
-	err = again(func() error {
+	err = again("getdents", func() error {
 		n, err = unix.Getdents(fd, buf)
 		return err
 	})

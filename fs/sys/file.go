@@ -2,19 +2,40 @@ package sys
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"tandemfs/journal"
+	"tandemfs/journal/failpoint"
 )
 
-// again repeats a call for as long as a signal interrupts it.
-func again(call func() error) error {
+// again makes a call, and repeats it for as long as a signal interrupts it. A test can make it fail by its
+// name.
+func again(name string, call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		err := failpoint.Call(name)
+		if err == nil {
+			err = call()
+		}
+		if err != unix.EINTR {
 			return err
+		}
+	}
+}
+
+// transfer is again for a call that moves up to size bytes, perhaps fewer.
+func transfer(name string, size int, call func(size int) (int, error)) (n int, err error) {
+	for {
+		allowed, err := failpoint.Transfer(name, size)
+		if err == nil {
+			n, err = call(allowed)
+		}
+		if err != unix.EINTR {
+			return n, err
 		}
 	}
 }
@@ -26,7 +47,9 @@ func Stat(dirfd int, name string, st *unix.Statx_t) error {
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	return unix.Statx(dirfd, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+	return again("statx", func() error {
+		return unix.Statx(dirfd, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, st)
+	})
 }
 
 // Attr turns a statx answer into a journal's attributes.
@@ -42,11 +65,14 @@ func stamp(t unix.StatxTimestamp) journal.Time { return journal.Time{Sec: t.Sec,
 
 // Open is openat(2), close-on-exec, never following a symbolic link at the end.
 func Open(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
-	err = again(func() error {
+	err = again("openat", func() error {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
 		return err
 	})
-	return fd, err
+	if err != nil {
+		return -1, err
+	}
+	return fd, nil
 }
 
 // Close closes a descriptor. An error of close(2) is of no use to anyone here: what must be durable was
@@ -56,10 +82,9 @@ func Close(fd int) { _ = unix.Close(fd) }
 // ReadAt reads until p is full or the file ends; n < len(p) with a nil error means the end.
 func ReadAt(fd int, p []byte, off int64) (n int, err error) {
 	for n < len(p) {
-		m, err := unix.Pread(fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
-			continue
-		}
+		m, err := transfer("pread", len(p)-n, func(size int) (int, error) {
+			return unix.Pread(fd, p[n:n+size], off+int64(n))
+		})
 		if err != nil {
 			return n, err
 		}
@@ -74,10 +99,9 @@ func ReadAt(fd int, p []byte, off int64) (n int, err error) {
 // WriteAt writes all of p, or gives the error and how much was written before it.
 func WriteAt(fd int, p []byte, off int64) (n int, err error) {
 	for n < len(p) {
-		m, err := unix.Pwrite(fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
-			continue
-		}
+		m, err := transfer("pwrite", len(p)-n, func(size int) (int, error) {
+			return unix.Pwrite(fd, p[n:n+size], off+int64(n))
+		})
 		if err != nil {
 			return n, err
 		}
@@ -88,12 +112,12 @@ func WriteAt(fd int, p []byte, off int64) (n int, err error) {
 
 // Truncate is ftruncate(2).
 func Truncate(fd int, size int64) error {
-	return again(func() error { return unix.Ftruncate(fd, size) })
+	return again("ftruncate", func() error { return unix.Ftruncate(fd, size) })
 }
 
 // Fallocate is fallocate(2).
 func Fallocate(fd int, mode uint32, off, length int64) error {
-	return again(func() error { return unix.Fallocate(fd, mode, off, length) })
+	return again("fallocate", func() error { return unix.Fallocate(fd, mode, off, length) })
 }
 
 // PunchHole makes a range a hole without changing the size.
@@ -103,16 +127,20 @@ func PunchHole(fd int, e journal.Extent) error {
 
 // CopyRange is copy_file_range(2): at most n bytes, possibly fewer.
 func CopyRange(in int, offIn int64, out int, offOut int64, n int) (copied int, err error) {
-	err = again(func() error {
+	return transfer("copy_file_range", n, func(size int) (int, error) {
 		from, to := offIn, offOut
-		copied, err = unix.CopyFileRange(in, &from, out, &to, n, 0)
-		return err
+		return unix.CopyFileRange(in, &from, out, &to, size, 0)
 	})
-	return copied, err
 }
 
 // Seek is lseek(2), for SEEK_DATA and SEEK_HOLE.
-func Seek(fd int, off int64, whence int) (int64, error) { return unix.Seek(fd, off, whence) }
+func Seek(fd int, off int64, whence int) (at int64, err error) {
+	err = again("lseek", func() error {
+		at, err = unix.Seek(fd, off, whence)
+		return err
+	})
+	return at, err
+}
 
 // probed is the length up to which NextData asks for each block whether it is data: SEEK_HOLE may go through
 // all of a file's extents up to the next hole, wherever that is. It is given in blocks of probeBlock bytes.
@@ -127,7 +155,7 @@ func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
 	if off >= end {
 		return e, false, nil
 	}
-	start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	start, err := Seek(fd, off, unix.SEEK_DATA)
 	if err == unix.ENXIO || err == nil && start >= end {
 		return e, false, nil
 	}
@@ -147,10 +175,10 @@ func NextData(fd int, off, end int64) (e journal.Extent, ok bool, err error) {
 // dataEnd gives the end of the data at start, if that is before end.
 func dataEnd(fd int, start, end int64) (int64, error) {
 	if end-start > probed*probeBlock {
-		return unix.Seek(fd, start, unix.SEEK_HOLE)
+		return Seek(fd, start, unix.SEEK_HOLE)
 	}
 	for at := start - start%probeBlock + probeBlock; at < end; at += probeBlock {
-		next, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		next, err := Seek(fd, at, unix.SEEK_DATA)
 		if err == unix.ENXIO || err == nil && next > at {
 			return at, nil
 		}
@@ -163,7 +191,7 @@ func dataEnd(fd int, start, end int64) (int64, error) {
 
 // Fsync is fsync(2), or fdatasync(2) when only data matters.
 func Fsync(fd int, dataOnly bool) error {
-	return again(func() error {
+	return again("fsync", func() error {
 		if dataOnly {
 			return unix.Fdatasync(fd)
 		}
@@ -172,42 +200,58 @@ func Fsync(fd int, dataOnly bool) error {
 }
 
 // SyncFilesystem makes everything written to the backing filesystem durable.
-func (b *Backing) SyncFilesystem() error { return unix.Syncfs(b.fd) }
+func (b *Backing) SyncFilesystem() error {
+	return again("syncfs", func() error { return unix.Syncfs(b.fd) })
+}
 
 // Statfs is fstatfs(2) of the backing filesystem.
-func (b *Backing) Statfs(st *unix.Statfs_t) error { return unix.Fstatfs(b.fd, st) }
+func (b *Backing) Statfs(st *unix.Statfs_t) error {
+	return again("fstatfs", func() error { return unix.Fstatfs(b.fd, st) })
+}
 
 // Mkdir is mkdirat(2).
-func Mkdir(dirfd int, name string, mode uint32) error { return unix.Mkdirat(dirfd, name, mode) }
+func Mkdir(dirfd int, name string, mode uint32) error {
+	return again("mkdirat", func() error { return unix.Mkdirat(dirfd, name, mode) })
+}
 
 // Mknod is mknodat(2).
 func Mknod(dirfd int, name string, mode uint32, rdev uint64) error {
-	return unix.Mknodat(dirfd, name, mode, int(rdev))
+	return again("mknodat", func() error { return unix.Mknodat(dirfd, name, mode, int(rdev)) })
 }
 
 // Symlink is symlinkat(2).
-func Symlink(target string, dirfd int, name string) error { return unix.Symlinkat(target, dirfd, name) }
+func Symlink(target string, dirfd int, name string) error {
+	return again("symlinkat", func() error { return unix.Symlinkat(target, dirfd, name) })
+}
 
 // Link gives the inode behind fd (of any kind but a directory) another name.
 func Link(fd, dirfd int, name string) error {
-	return unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
+	return again("linkat", func() error { return unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH) })
 }
 
 // Rename is renameat2(2).
 func Rename(olddir int, oldname string, newdir int, newname string, flags uint) error {
-	return unix.Renameat2(olddir, oldname, newdir, newname, flags)
+	return again("renameat2", func() error { return unix.Renameat2(olddir, oldname, newdir, newname, flags) })
 }
 
 // Unlink removes a name that is not a directory's.
-func Unlink(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, 0) }
+func Unlink(dirfd int, name string) error {
+	return again("unlinkat", func() error { return unix.Unlinkat(dirfd, name, 0) })
+}
 
 // Rmdir removes an empty directory.
-func Rmdir(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }
+func Rmdir(dirfd int, name string) error {
+	return again("rmdir", func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+}
 
 // Readlink reads the symbolic link behind an O_PATH descriptor.
 func Readlink(fd int) (string, error) {
 	var buf [unix.PathMax]byte
-	n, err := unix.Readlinkat(fd, "", buf[:])
+	n := 0
+	err := again("readlinkat", func() (err error) {
+		n, err = unix.Readlinkat(fd, "", buf[:])
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
@@ -216,17 +260,21 @@ func Readlink(fd int) (string, error) {
 
 // Chown is fchownat(2) on the descriptor itself; -1 leaves an id as it is.
 func Chown(fd, uid, gid int) error {
-	return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+	return again("fchownat", func() error {
+		return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+	})
 }
 
 // Chmod sets permission bits. Where the descriptor is O_PATH, which fchmod(2) refuses, the link in /proc
 // reaches the same inode.
 func Chmod(fd int, mode uint32) error {
-	err := unix.Fchmod(fd, mode&07777)
-	if err == unix.EBADF {
-		err = unix.Chmod(procPath(fd), mode&07777)
-	}
-	return err
+	return again("fchmod", func() error {
+		err := unix.Fchmod(fd, mode&07777)
+		if err == unix.EBADF {
+			err = unix.Chmod(procPath(fd), mode&07777)
+		}
+		return err
+	})
 }
 
 // SetTimes sets access and modification time; a Nsec of UTIME_OMIT or UTIME_NOW means what it does in
@@ -236,7 +284,7 @@ func SetTimes(fd int, atime, mtime journal.Time) error {
 		{Sec: atime.Sec, Nsec: int64(atime.Nsec)},
 		{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)},
 	}
-	return unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH)
+	return again("utimensat", func() error { return unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH) })
 }
 
 // procPath names an open descriptor's inode for calls that take no O_PATH descriptor.
@@ -272,4 +320,32 @@ const secbitNoSetuidFixup = 1 << 2
 
 // PathOf is the path that the kernel knows an open directory under. Only its last element means anything
 // to a caller: the rest depends on what is mounted where.
-func PathOf(fd int) (string, error) { return os.Readlink(procPath(fd)) }
+func PathOf(fd int) (path string, err error) {
+	err = again("readlink", func() error {
+		path, err = os.Readlink(procPath(fd))
+		return err
+	})
+	return path, err
+}
+
+// Flags reads an inode's flags (chattr(1)), as FS_IOC_GETFLAGS does. An O_PATH descriptor gives EBADF.
+func Flags(fd int) (flags uint32, err error) {
+	err = again("getflags", func() error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.FS_IOC_GETFLAGS, uintptr(unsafe.Pointer(&flags)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	return flags, err
+}
+
+// SetFlags sets them, as FS_IOC_SETFLAGS does.
+func SetFlags(fd int, flags uint32) error {
+	return again("setflags", func() error { return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags)) })
+}
+
+// RemoveAll removes a name of the root directory with everything below it. One that is not there is no error.
+func (b *Backing) RemoveAll(name string) error {
+	return again("removeall", func() error { return os.RemoveAll(filepath.Join(b.procPath, name)) })
+}

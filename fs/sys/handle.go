@@ -49,12 +49,16 @@ type Backing struct {
 // OpenBacking opens a directory as the root of a volume. It gives ENOTDIR for something else, and
 // EOPNOTSUPP for a filesystem without handles of a known form (ext4, XFS and btrfs have them).
 func OpenBacking(path string) (*Backing, error) {
-	clone, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	clone := -1
+	err := again("open_tree", func() (err error) {
+		clone, err = unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(clone)
-	fd, err := unix.Openat(clone, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := Open(clone, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +73,7 @@ func OpenBacking(path string) (*Backing, error) {
 // learn finds out what this filesystem's handles look like, from the root's own.
 func (b *Backing) learn() error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(b.fd, &st); err != nil {
+	if err := b.Statfs(&st); err != nil {
 		return err
 	}
 	b.block = max(st.Bsize, 1)
@@ -128,12 +132,14 @@ func nameToHandle(dirfd int, name string, h *fileHandle) error {
 	}
 	var mountID int32
 	h.bytes = maxHandle
-	_, _, errno := unix.Syscall6(unix.SYS_NAME_TO_HANDLE_AT, uintptr(dirfd), uintptr(unsafe.Pointer(&buf[0])),
-		uintptr(unsafe.Pointer(h)), uintptr(unsafe.Pointer(&mountID)), uintptr(flags), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return again("name_to_handle_at", func() error {
+		_, _, errno := unix.Syscall6(unix.SYS_NAME_TO_HANDLE_AT, uintptr(dirfd), uintptr(unsafe.Pointer(&buf[0])),
+			uintptr(unsafe.Pointer(h)), uintptr(unsafe.Pointer(&mountID)), uintptr(flags), 0)
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
 }
 
 // decode reads the identity out of a handle.
@@ -200,20 +206,20 @@ const (
 func (b *Backing) OpenIdent(id journal.Ident, flags int) (int, error) {
 	var h fileHandle
 	b.encode(id, &h)
-	for short := 0; ; {
-		fd, _, errno := unix.Syscall(unix.SYS_OPEN_BY_HANDLE_AT, uintptr(b.fd), uintptr(unsafe.Pointer(&h)),
-			uintptr(flags|unix.O_CLOEXEC|unix.O_NOFOLLOW))
-		switch errno {
-		case 0:
-			return int(fd), nil
-		case unix.EINTR:
-			continue
-		case unix.ENOMEM:
-			if short++; short < memoryTries {
-				time.Sleep(memoryPause)
-				continue
+	for short := 0; ; short++ {
+		fd := -1
+		err := again("open_by_handle_at", func() error {
+			got, _, errno := unix.Syscall(unix.SYS_OPEN_BY_HANDLE_AT, uintptr(b.fd), uintptr(unsafe.Pointer(&h)),
+				uintptr(flags|unix.O_CLOEXEC|unix.O_NOFOLLOW))
+			if errno != 0 {
+				return errno
 			}
+			fd = int(got)
+			return nil
+		})
+		if err != unix.ENOMEM || short == memoryTries {
+			return fd, err
 		}
-		return -1, errno
+		time.Sleep(memoryPause)
 	}
 }

@@ -24,39 +24,49 @@ const (
 
 // GetXattr reads an attribute into dest and returns its size; with an empty dest only the size. Any kind
 // of descriptor will do, O_PATH too: there the inode is reached through /proc.
-func GetXattr(fd int, name string, dest []byte) (int, error) {
-	n, err := unix.Fgetxattr(fd, name, dest)
-	if err == unix.EBADF {
-		n, err = unix.Getxattr(procPath(fd), name, dest)
-	}
+func GetXattr(fd int, name string, dest []byte) (n int, err error) {
+	err = again("getxattr", func() error {
+		n, err = unix.Fgetxattr(fd, name, dest)
+		if err == unix.EBADF {
+			n, err = unix.Getxattr(procPath(fd), name, dest)
+		}
+		return err
+	})
 	return n, err
 }
 
 // ListXattr is flistxattr(2), for any kind of descriptor.
-func ListXattr(fd int, dest []byte) (int, error) {
-	n, err := unix.Flistxattr(fd, dest)
-	if err == unix.EBADF {
-		n, err = unix.Listxattr(procPath(fd), dest)
-	}
+func ListXattr(fd int, dest []byte) (n int, err error) {
+	err = again("listxattr", func() error {
+		n, err = unix.Flistxattr(fd, dest)
+		if err == unix.EBADF {
+			n, err = unix.Listxattr(procPath(fd), dest)
+		}
+		return err
+	})
 	return n, err
 }
 
 // SetXattr is fsetxattr(2), for any kind of descriptor.
 func SetXattr(fd int, name string, value []byte, flags int) error {
-	err := unix.Fsetxattr(fd, name, value, flags)
-	if err == unix.EBADF {
-		err = unix.Setxattr(procPath(fd), name, value, flags)
-	}
-	return err
+	return again("setxattr", func() error {
+		err := unix.Fsetxattr(fd, name, value, flags)
+		if err == unix.EBADF {
+			err = unix.Setxattr(procPath(fd), name, value, flags)
+		}
+		return err
+	})
 }
 
 // RemoveXattr is fremovexattr(2), for any kind of descriptor.
 func RemoveXattr(fd int, name string) error {
-	err := unix.Fremovexattr(fd, name)
-	if err == unix.EBADF {
-		err = unix.Removexattr(procPath(fd), name)
-	}
-	return err
+	return again("removexattr", func() error {
+		err := unix.Fremovexattr(fd, name)
+		if err == unix.EBADF {
+			err = unix.Removexattr(procPath(fd), name)
+		}
+		return err
+	})
 }
 
 // btrfsProperties begins the names under which btrfs shows inode flags of its own, compression for one.

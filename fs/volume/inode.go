@@ -1,8 +1,6 @@
 package volume
 
 import (
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 
 	"tandemfs/fs/sys"
@@ -264,7 +262,7 @@ func (v *Volume) Flags(id journal.Ident, dir bool) (uint32, error) {
 		return 0, err
 	}
 	defer v.open.put(o)
-	return getFlags(o.fd)
+	return sys.Flags(o.fd)
 }
 
 // SetFlags changes an inode's flags, as FS_IOC_SETFLAGS does. A change of others than nodump, noatime,
@@ -279,7 +277,7 @@ func (v *Volume) SetFlags(id journal.Ident, dir bool, flags uint32) error {
 		return err
 	}
 	defer v.open.put(o)
-	old, err := getFlags(o.fd)
+	old, err := sys.Flags(o.fd)
 	if err != nil {
 		return err
 	}
@@ -289,16 +287,7 @@ func (v *Volume) SetFlags(id journal.Ident, dir bool, flags uint32) error {
 	if err := v.journal.TouchMeta(id, o); err != nil {
 		return err
 	}
-	return unix.IoctlSetPointerInt(o.fd, unix.FS_IOC_SETFLAGS, int(flags))
-}
-
-func getFlags(fd int) (uint32, error) {
-	var flags uint32
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.FS_IOC_GETFLAGS, uintptr(unsafe.Pointer(&flags)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return flags, nil
+	return sys.SetFlags(o.fd, flags)
 }
 
 func contentReach(dir bool) reach {

@@ -249,7 +249,7 @@ func (v *Volume) Close() error {
 func (v *Volume) Remove() error {
 	err := v.closeParts()
 	if err == nil {
-		err = os.RemoveAll(filepath.Join(v.backing.ProcPath(), StateDir))
+		err = v.backing.RemoveAll(StateDir)
 	}
 	return errors.Join(err, v.backing.Close())
 }
