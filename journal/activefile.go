@@ -110,7 +110,7 @@ func decodeActiveFile(b []byte) activeList {
 
 // openActive opens the file and reads it. One that is missing, or not sound, is laid out anew by the next writes.
 func openActive(dir string) (*os.File, activeList, error) {
-	f, err := os.OpenFile(filepath.Join(dir, activeName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openFile(filepath.Join(dir, activeName), os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, activeList{}, err
 	}
@@ -118,7 +118,7 @@ func openActive(dir string) (*os.File, activeList, error) {
 	n, err := readFull(f, b)
 	if err == nil && n < len(b) {
 		keepInPlace(f)
-		err = errors.Join(fillWithZeros(f, int64(len(b))), f.Sync())
+		err = errors.Join(fillWithZeros(f, int64(len(b))), fsync(f))
 	}
 	if err != nil {
 		return nil, activeList{}, errors.Join(fmt.Errorf("activity list: %w", err), f.Close())
@@ -128,9 +128,10 @@ func openActive(dir string) (*os.File, activeList, error) {
 
 // readFull reads a file from its start, as far as it goes.
 func readFull(f *os.File, b []byte) (n int, err error) {
-	info, err := f.Stat()
+	size, err := fileSize(f)
 	if err != nil {
 		return 0, err
 	}
-	return f.ReadAt(b[:min(int64(len(b)), info.Size())], 0)
+	n = int(min(int64(len(b)), size))
+	return n, readAt(f, b[:n])
 }

@@ -212,7 +212,7 @@ func (a *activity) write() error {
 	version := a.version
 	a.writing = true
 	a.mu.Unlock()
-	_, err := a.file.WriteAt(l.encode(), int64(l.sequence%2)*activeSlot)
+	err := writeAt(a.file, l.encode(), int64(l.sequence%2)*activeSlot)
 	if err == nil {
 		err = fdatasync(a.file)
 	}

@@ -56,6 +56,14 @@ func readFile(path string) (content []byte, err error) {
 	return content, err
 }
 
+// readAt fills p from a file's start.
+func readAt(f *os.File, p []byte) error {
+	return again("pread", func() error {
+		_, err := f.ReadAt(p, 0)
+		return err
+	})
+}
+
 // writeAt writes all of p.
 func writeAt(f *os.File, p []byte, off int64) error {
 	for len(p) > 0 {

@@ -201,6 +201,9 @@ func (j *Journal) open() error {
 		j.mark.Version, j.mark.ID = markVersion, newID()
 	}
 	sameBoot := old.ID == "" || old.Boot == j.options.BootID
+	if err := j.checkFiles(old, sameBoot); err != nil {
+		return err
+	}
 	j.mark.Lost = old.Lost || rebuilt || !sameBoot && !old.Clean
 	j.clean.Store(!j.mark.Lost)
 	j.died = old.ID != "" && !old.Clean
@@ -245,6 +248,14 @@ func (j *Journal) skip(reserved Epoch) error {
 	return j.store.sync()
 }
 
+// checkFiles looks at what an earlier process left, before anything is changed.
+func (j *Journal) checkFiles(old mark, sameBoot bool) error {
+	if old.ID == "" {
+		return classify(checkPresent(j.dir))
+	}
+	return classify(old.sound(j.dir, sameBoot || old.Clean))
+}
+
 // upgrade makes a journal of an earlier version one of this. The held seals of the first were kept without
 // content.
 func (j *Journal) upgrade() error {
@@ -275,7 +286,7 @@ func newID() string {
 }
 
 func (j *Journal) openStore() (err error) {
-	j.store, err = openStore(filepath.Join(j.dir, "store"), j.options.Logger)
+	j.store, err = openStore(filepath.Join(j.dir, storeName), j.options.Logger, j.checkSpace)
 	if err != nil {
 		return classify(err)
 	}
@@ -317,7 +328,7 @@ func (j *Journal) Close() error {
 		j.mu.Unlock()
 		return ErrClosed
 	}
-	err = errors.Join(err, j.drain())
+	err = errors.Join(err, j.failed, j.drain())
 	j.failed = ErrClosed
 	j.progress.Broadcast()
 	j.mu.Unlock()
@@ -332,9 +343,36 @@ func (j *Journal) Close() error {
 	err = errors.Join(err, j.store.close())
 	if err == nil {
 		j.mark.Clean = true
+		j.mark.Store, err = storeDigest(filepath.Join(j.dir, storeName))
+	}
+	if err == nil {
 		err = writeMark(j.dir, j.mark)
 	}
 	return errors.Join(err, j.closeLogs(), j.activity.close(), j.lock.Close())
+}
+
+// Fail ends the journal's life: no record can be written after it. It is for whoever has changed something that
+// it can neither record nor take back. The journal is not marked as closed cleanly then, so that the next to
+// open it finds Died.
+func (j *Journal) Fail(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.fail(err)
+}
+
+// fail is Fail, called with mu held.
+func (j *Journal) fail(err error) {
+	if j.failed == nil {
+		j.failed = err
+		j.options.Logger.Error("journal: no more changes are possible until it is opened again", "dir", j.dir, "error", err)
+	}
+}
+
+// Failed gives why no record can be written any more; nil while they can.
+func (j *Journal) Failed() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
 }
 
 // ID is the journal's own identity, made with it: 128 random bits in hexadecimal. It is the volume's.

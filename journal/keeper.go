@@ -20,6 +20,9 @@ const (
 	// storeReserve is the free space below which nothing is absorbed: Badger writes to mapped files without
 	// blocks of their own, and a full disk would end the process.
 	storeReserve = 48 << 20
+	// updateReserve is the same for a state, a map, or what is deleted: little, so that a snapshot that fills the
+	// disk can be deleted.
+	updateReserve = 2 << 20
 )
 
 // The keeper is the journal's one background goroutine. It absorbs the frozen generation into the store,
@@ -116,7 +119,7 @@ func (j *Journal) drain() error {
 // that says which epochs the store may have records of, then the records, then, all that being durable, the
 // state that says that the log is no longer needed.
 func (j *Journal) absorb(g *generation) error {
-	if err := j.checkSpace(); err != nil {
+	if err := j.checkSpace(storeReserve); err != nil {
 		return err
 	}
 	j.mu.Lock()
@@ -157,11 +160,11 @@ func (j *Journal) absorb(g *generation) error {
 	return errors.Join(err, j.store.sync())
 }
 
-// checkSpace keeps the store from running into a full disk.
-func (j *Journal) checkSpace() error {
+// checkSpace keeps the store from running into a full disk. It gives ENOSPC where less is free.
+func (j *Journal) checkSpace(bytes uint64) error {
 	free, err := j.options.freeSpace(j.dir)
-	if err == nil && free < storeReserve {
-		err = fmt.Errorf("journal: %d bytes free in %s, %d are needed: %w", free, j.dir, storeReserve, unix.ENOSPC)
+	if err == nil && free < bytes {
+		err = fmt.Errorf("journal: %d bytes free in %s, %d are needed: %w", free, j.dir, bytes, unix.ENOSPC)
 	}
 	return err
 }

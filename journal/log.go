@@ -49,13 +49,15 @@ func openLog(path string, size int) (*intentLog, error) {
 	}
 	l := &intentLog{file: f}
 	if err := l.open(size); err != nil {
-		f.Close()
+		_ = l.close() // whatever of it is open
 		return nil, fmt.Errorf("intent log %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func (l *intentLog) open(size int) error {
+func (l *intentLog) open(size int) (err error) {
+	defer catchFault(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	was, err := fileSize(l.file)
 	if err != nil {
 		return err
@@ -133,8 +135,11 @@ func (l *intentLog) begin(generation uint64) (err error) {
 // recordSize is what a payload of n bytes takes in the log.
 func recordSize(n int) int { return recordHeader + (n+7)&^7 }
 
-// room is the number of bytes left.
-func (l *intentLog) room() int { return len(l.data) - l.end }
+// switchedSize is what the last record of a log takes at most; there is always room for it.
+const switchedSize = recordHeader + 16
+
+// room is the number of bytes left for other records.
+func (l *intentLog) room() int { return len(l.data) - l.end - switchedSize }
 
 // append adds a record. The caller has made sure that it fits. A disk that cannot take the page is an
 // error, not the end of the process.
@@ -170,7 +175,7 @@ func catchFault(err *error) {
 	if _, ok := r.(interface{ Addr() uintptr }); !ok {
 		panic(r)
 	}
-	*err = fmt.Errorf("intent log cannot be written: %w", unix.EIO)
+	*err = fmt.Errorf("intent log cannot be read or written: %w", unix.EIO)
 }
 
 // replay calls f with every record from the start and leaves the log ready to go on at its end. The

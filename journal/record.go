@@ -18,6 +18,7 @@ import (
 //	released | 6 | epoch |
 //	forgot   | 7 | epoch |
 //	where    | 8 | epoch | ino | gen | dir ino | dir gen | name, to the end |
+//	switched | 9 | epoch, always 0 |
 //
 // docs/format-journal.md has a worked example.
 type record struct {
@@ -43,6 +44,7 @@ const (
 	recordReleased recordKind = 6
 	recordForgot   recordKind = 7
 	recordWhere    recordKind = 8
+	recordSwitched recordKind = 9 // the last of a log: the next generation has begun
 )
 
 const (
@@ -110,7 +112,7 @@ func decodeRecord(p []byte) (record, error) {
 		hold := d.byte()
 		r.hold = hold == 1
 		d.check(hold <= 1)
-	case recordHeld, recordReleased, recordForgot:
+	case recordHeld, recordReleased, recordForgot, recordSwitched:
 	default:
 		return record{}, fmt.Errorf("%w: kind %d", errRecord, r.kind)
 	}

@@ -20,6 +20,7 @@ var sampleRecords = []record{
 	{kind: recordHeld, epoch: 7},
 	{kind: recordReleased, epoch: 7},
 	{kind: recordForgot, epoch: 300},
+	{kind: recordSwitched},
 }
 
 func TestARecordReadsAsItWasWritten(t *testing.T) {

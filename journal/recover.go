@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -27,15 +28,35 @@ func (j *Journal) openLogs(sameBoot bool) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if sameBoot && j.died {
+		if err := classify(j.checkLogs(logs[0], logs[1])); err != nil {
+			return errors.Join(err, logs[0].close(), logs[1].close())
+		}
+	}
 	if err := j.useLogs(logs[0], logs[1]); err != nil {
 		return err
 	}
 	if !sameBoot {
-		if err := j.active.log.clearTail(); err != nil {
+		if err := j.clearTails(); err != nil {
 			return err
 		}
 	}
 	return syncPath(j.dir)
+}
+
+// clearTails has the logs end where they were found to end after a power cut, which may have taken a generation that
+// was begun, too.
+func (j *Journal) clearTails() error {
+	for _, g := range j.generations() {
+		var err error
+		if g == j.active {
+			err = g.log.unswitch()
+		}
+		if err = errors.Join(err, g.log.clearTail()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // useLogs takes the logs into use, the older one first, and replays them.

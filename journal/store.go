@@ -35,7 +35,11 @@ type store struct {
 	db    *badger.DB
 	dir   string
 	dirty atomic.Bool // something was written since the last sync
+	room  func(bytes uint64) error
 }
+
+// storeName is the directory of the store, in the journal's.
+const storeName = "store"
 
 const (
 	keyInode  = 'i'
@@ -63,8 +67,9 @@ const (
 	flushPatience = time.Second
 )
 
-// openStore opens Badger with little memory: a node may have several volumes.
-func openStore(dir string, log *slog.Logger) (*store, error) {
+// openStore opens Badger with little memory: a node may have several volumes. room gives an error where less than
+// so many bytes are free.
+func openStore(dir string, log *slog.Logger, room func(bytes uint64) error) (*store, error) {
 	o := badger.DefaultOptions(dir).
 		WithLogger(badgerLog{log}).
 		WithMemTableSize(memTableSize).
@@ -85,7 +90,7 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	return &store{db: db, dir: dir}, nil
+	return &store{db: db, dir: dir, room: room}, nil
 }
 
 func (s *store) close() error { return s.db.Close() }
@@ -193,6 +198,9 @@ func (s *store) scan(prefix, from []byte, f func(*badger.Item) (bool, error)) er
 // update writes in one transaction: after a crash all of it is there or nothing.
 func (s *store) update(f func(txn *badger.Txn) error) error {
 	err := failpoint.Call("store update")
+	if err == nil {
+		err = s.room(updateReserve)
+	}
 	if err == nil {
 		err = s.db.Update(f)
 	}

@@ -22,7 +22,7 @@ func (j *Journal) makeRoom(r *record, reserve int) (bool, error) {
 		return false, j.failed
 	}
 	g, need := j.active, recordSize(r.bound())+reserve
-	if need > len(g.log.data)-logHeader {
+	if need > len(g.log.data)-logHeader-switchedSize {
 		return false, fmt.Errorf("%w: record of %d bytes", ErrTooLarge, r.bound())
 	}
 	if g.log.room() >= need && (g.bytes <= j.options.MaxMemory/2 || g.entries <= fewEntries) {
@@ -41,8 +41,12 @@ func (j *Journal) switchLogs() error {
 		j.progress.Wait()
 		return nil
 	}
-	if err := j.spare.begin(j.active.log.generation + 1); err != nil {
-		j.failed = err
+	err := j.spare.begin(j.active.log.generation + 1)
+	if err == nil {
+		err = j.active.log.append(appendRecord(nil, &record{kind: recordSwitched}))
+	}
+	if err != nil {
+		j.fail(err)
 		return err
 	}
 	j.frozen, j.active, j.spare = j.active, newGeneration(j.spare), nil
@@ -56,7 +60,7 @@ func (j *Journal) switchLogs() error {
 func (j *Journal) write(r *record) error {
 	j.scratch = appendRecord(j.scratch[:0], r)
 	if err := j.active.log.append(j.scratch); err != nil {
-		j.failed = err
+		j.fail(err)
 		return err
 	}
 	if cap(j.scratch) > 1<<16 {
