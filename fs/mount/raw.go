@@ -149,11 +149,14 @@ func (r *rawFS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut
 	}
 	var n volume.Inode
 	err := r.v.SetAttr(id, setting(in), &n)
-	if err == nil {
-		out.SetTimeout(forever)
-		fillAttr(&n.Stat, &out.Attr)
+	if err != nil {
+		// A part of it may be done. The kernel would go on believing that nothing is.
+		r.s.notified(r.s.fuse.InodeNotify(in.NodeId, -1, 0), "attributes", id)
+		return r.status(err)
 	}
-	return r.status(err)
+	out.SetTimeout(forever)
+	fillAttr(&n.Stat, &out.Attr)
+	return fuse.OK
 }
 
 func setting(in *fuse.SetAttrIn) volume.Setting {

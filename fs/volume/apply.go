@@ -108,6 +108,9 @@ func (v *Volume) createAt(dirfd int, name string, mode uint32, rdev uint64, syml
 	if id, err = v.backing.IdentAt(dirfd, name); err == nil {
 		err = v.journal.NoteCreated(id)
 	}
+	if err != nil {
+		v.unmake(dirfd, name)
+	}
 	if fd >= 0 && err == nil {
 		v.open.put(v.open.add(id, fd, reachData))
 	} else if fd >= 0 {
@@ -315,7 +318,11 @@ func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) erro
 		return err
 	}
 	old := path.Base(where)
-	if now, err := v.backing.IdentAt(parent.fd, old); err != nil || now != id {
+	now, err := v.backing.IdentAt(parent.fd, old)
+	if err != nil && err != unix.ENOENT {
+		return err
+	}
+	if now != id {
 		return unix.ESTALE
 	}
 	if err := v.journal.TouchMeta(parentID, parent); err != nil {

@@ -1,7 +1,7 @@
 package volume
 
 import (
-	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -79,14 +79,18 @@ func (v *Volume) hideNlink(n *Inode) {
 
 // masked takes the caller's umask from the mode of a new inode, unless the directory has a default ACL,
 // which then stands in for it (acl(5)).
-func masked(dirfd int, mode, umask uint32) uint32 {
+func masked(dirfd int, mode, umask uint32) (uint32, error) {
 	if mode&umask == 0 {
-		return mode
+		return mode, nil
 	}
-	if _, err := sys.GetXattr(dirfd, sys.XattrACLDefault, nil); err == nil {
-		return mode
+	switch _, err := sys.GetXattr(dirfd, sys.XattrACLDefault, nil); err {
+	case nil:
+		return mode, nil
+	case unix.ENODATA, unix.EOPNOTSUPP:
+		return mode &^ umask, nil
+	default:
+		return 0, err
 	}
-	return mode &^ umask
 }
 
 // touchNew records that a name which stands for nothing is about to stand for something. It gives EEXIST
@@ -134,30 +138,49 @@ func (v *Volume) make(dir journal.Ident, name string, c Caller, out *Inode, call
 		err = v.journal.NoteCreated(out.ID)
 	}
 	if err != nil {
-		unmake(d.fd, name)
+		v.unmake(d.fd, name)
 	}
 	return err
 }
 
 // unmake takes back what was made but could not be recorded, for want of room: the caller is told that it
 // is not there, and the kernel keeps that in mind.
-func unmake(dirfd int, name string) {
-	if sys.Unlink(dirfd, name) == unix.EISDIR {
-		_ = sys.Rmdir(dirfd, name) // just made, so it is empty
+func (v *Volume) unmake(dirfd int, name string) {
+	err := sys.Unlink(dirfd, name)
+	if err == unix.EISDIR {
+		err = sys.Rmdir(dirfd, name) // just made, so it is empty
+	}
+	v.takeBack(name, err)
+}
+
+// takeBack is called with how the first half of an operation was taken back, whose second half failed. Where it
+// was not, nothing may change any more, as if the process had died between the two: what that leaves is put
+// right when the volume is opened again.
+func (v *Volume) takeBack(name string, err error) {
+	if err != nil {
+		v.journal.Fail(fmt.Errorf("%q is half changed, and that cannot be taken back: %w", name, err))
 	}
 }
 
 // Mkdir makes a directory.
 func (v *Volume) Mkdir(dir journal.Ident, name string, mode uint32, c Caller, out *Inode) error {
 	return v.make(dir, name, c, out, func(dirfd int) error {
-		return sys.Mkdir(dirfd, name, masked(dirfd, mode, c.Umask))
+		mode, err := masked(dirfd, mode, c.Umask)
+		if err != nil {
+			return err
+		}
+		return sys.Mkdir(dirfd, name, mode)
 	})
 }
 
 // Mknod makes a regular file, FIFO, socket or device; the type is in mode.
 func (v *Volume) Mknod(dir journal.Ident, name string, mode uint32, rdev uint64, c Caller, out *Inode) error {
 	return v.make(dir, name, c, out, func(dirfd int) error {
-		return sys.Mknod(dirfd, name, masked(dirfd, mode, c.Umask), rdev)
+		mode, err := masked(dirfd, mode, c.Umask)
+		if err != nil {
+			return err
+		}
+		return sys.Mknod(dirfd, name, mode, rdev)
 	})
 }
 
@@ -172,7 +195,9 @@ func (v *Volume) Symlink(dir journal.Ident, name, target string, c Caller, out *
 func (v *Volume) CreateFile(dir journal.Ident, name string, mode uint32, c Caller, out *Inode) error {
 	fd := -1
 	err := v.make(dir, name, c, out, func(dirfd int) (err error) {
-		fd, err = sys.Open(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, masked(dirfd, mode, c.Umask))
+		if mode, err = masked(dirfd, mode, c.Umask); err == nil {
+			fd, err = sys.Open(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
+		}
 		return err
 	})
 	if fd < 0 {
@@ -199,7 +224,9 @@ func (v *Volume) Tmpfile(dir journal.Ident, mode uint32, c Caller, out *Inode) e
 	defer v.open.put(d)
 	var fd int
 	err = sys.AsCaller(c.UID, c.GID, func() (err error) {
-		fd, err = sys.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, masked(d.fd, mode, c.Umask))
+		if mode, err = masked(d.fd, mode, c.Umask); err == nil {
+			fd, err = sys.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, mode)
+		}
 		return err
 	})
 	if err != nil {
@@ -211,10 +238,14 @@ func (v *Volume) Tmpfile(dir journal.Ident, mode uint32, c Caller, out *Inode) e
 	}
 	o := v.open.add(out.ID, fd, reachData)
 	defer v.open.put(o)
-	if err := v.open.hold(out.ID); err != nil {
-		return err
+	if err = v.open.hold(out.ID); err == nil {
+		err = v.statOpen(o, out)
 	}
-	return v.statOpen(o, out)
+	if err != nil {
+		v.open.release(out.ID)
+		v.open.forget(out.ID)
+	}
+	return err
 }
 
 // Link gives an inode another name.
@@ -248,13 +279,22 @@ func (v *Volume) Link(id, dir journal.Ident, name string, out *Inode) error {
 			return err
 		}
 	}
+	if err := v.statOpen(o, out); err != nil {
+		return err
+	}
 	if err := sys.Link(o.fd, d.fd, name); err != nil {
 		return err
 	}
 	if nameless {
 		v.open.adopt(id)
 	}
-	return v.statOpen(o, out)
+	var now Inode
+	if v.statOpen(o, &now) != nil { // it has the name all the same
+		out.Stat.Nlink++
+		return nil
+	}
+	*out = now
+	return nil
 }
 
 // removed reports whether an inode has lost its last name, and is kept only for the views that know it: it gets
@@ -500,7 +540,11 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 			return err
 		}
 		crashpoint.Here("volume/exchanged")
-		return v.retain(from.fd, oldname, &l.Inode)
+		if err := v.retain(from.fd, oldname, &l.Inode); err != nil {
+			v.takeBack(newname, sys.Rename(from.fd, oldname, to.fd, newname, unix.RENAME_EXCHANGE))
+			return err
+		}
+		return nil
 	}
 	o, err := v.open.get(l.ID, reachPath)
 	if err != nil {
@@ -513,9 +557,7 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 	}
 	crashpoint.Here("volume/linked-before")
 	if err := sys.Rename(from.fd, oldname, to.fd, newname, 0); err != nil {
-		if left := v.before.unlink(epoch, l.ID); left != nil {
-			err = errors.Join(err, left)
-		}
+		v.takeBack(newname, v.before.unlink(epoch, l.ID))
 		return err
 	}
 	crashpoint.Here("volume/replaced")

@@ -27,25 +27,38 @@ func (v *Volume) Freeze() error {
 	if err != nil {
 		return err
 	}
-	return v.publish(v.newView(n))
+	return v.publishOrClose(v.newView(n))
 }
 
 // Publish makes readers see a seal that is held, at once, in place of the one that they see; one that is not
-// newer changes nothing.
+// newer changes nothing. Where it fails they go on seeing what they saw, and it can be called again.
 func (v *Volume) Publish(n journal.Epoch) error {
 	if n <= v.Published() {
 		return nil
 	}
-	if w := v.committed.Swap(nil); w != nil && w.epoch == n {
-		return v.publish(w)
-	} else if w != nil {
-		defer w.Close()
+	if w := v.committed.Load(); w != nil && w.epoch == n {
+		err := v.publish(w)
+		if err == nil {
+			v.committed.CompareAndSwap(w, nil)
+		}
+		return err
 	}
 	w, err := v.holdView(n)
 	if err != nil {
 		return err
 	}
-	return v.publish(w)
+	if err := v.publishOrClose(w); err != nil {
+		return err
+	}
+	return v.dropCommitted()
+}
+
+// dropCommitted lets go of what was to be published next.
+func (v *Volume) dropCommitted() error {
+	if w := v.committed.Swap(nil); w != nil {
+		return w.Close()
+	}
+	return nil
 }
 
 // Thaw ends Freeze: what was changed since the published seal is undone, and then readers see the volume as it
@@ -55,13 +68,10 @@ func (v *Volume) Thaw() error {
 	if n == 0 {
 		return nil
 	}
-	if w := v.committed.Swap(nil); w != nil {
-		defer w.Close()
-	}
 	if err := v.Undo(n); err != nil {
 		return err
 	}
-	return v.publish(nil)
+	return errors.Join(v.publish(nil), v.dropCommitted())
 }
 
 // Published is the seal that readers see; 0 when they see the volume as it is.
@@ -72,15 +82,21 @@ func (v *Volume) Published() journal.Epoch {
 	return 0
 }
 
-// publish shows readers a view, or with nil the volume as it is. It takes over the view.
+// publishOrClose is publish, with the view closed where that fails.
+func (v *Volume) publishOrClose(w *View) error {
+	err := v.publish(w)
+	if err != nil {
+		err = errors.Join(err, w.Close())
+	}
+	return err
+}
+
+// publish shows readers a view, or with nil the volume as it is. It takes over the view unless it fails.
 func (v *Volume) publish(w *View) error {
 	v.turning.Lock()
 	defer v.turning.Unlock()
 	before := v.published.Load()
 	if err := v.turn(before, w); err != nil {
-		if w != nil {
-			err = errors.Join(err, w.Close())
-		}
 		return fmt.Errorf("show readers another state of the volume: %w", err)
 	}
 	crashpoint.Here("volume/published")
@@ -90,26 +106,31 @@ func (v *Volume) publish(w *View) error {
 	return nil
 }
 
-// turn changes what readers see and what is remembered of it: before the change where that keeps more.
+// turn changes what readers see, and before that what is remembered of it: either state is whole, so a process
+// that dies in between may show the new one. What readers see no longer must not be remembered, since a process
+// that finds it undoes what was changed since.
 func (v *Volume) turn(before, w *View) error {
-	if w != nil {
-		if err := v.journal.SetState(publishedKey, binary.AppendUvarint(nil, uint64(w.epoch))); err != nil {
-			return err
-		}
-		crashpoint.Here("volume/publish-remembered")
-	}
 	d, err := v.differences(before, w)
 	if err != nil {
 		return err
 	}
-	if err := v.mounted().Turn(d, func() { v.published.Store(w) }); err != nil {
+	if err := v.remember(w); err != nil {
 		return err
 	}
+	crashpoint.Here("volume/publish-remembered")
+	if err := v.mounted().Turn(d, func() { v.published.Store(w) }); err != nil {
+		return errors.Join(err, v.remember(before))
+	}
 	crashpoint.Here("volume/turned")
+	return nil
+}
+
+// remember keeps in the journal which seal readers see, or with nil that they see the volume as it is.
+func (v *Volume) remember(w *View) error {
 	if w == nil {
 		return v.journal.SetState(publishedKey, nil)
 	}
-	return nil
+	return v.journal.SetState(publishedKey, binary.AppendUvarint(nil, uint64(w.epoch)))
 }
 
 // differences gives those between two of the states that readers can see.
