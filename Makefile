@@ -14,7 +14,7 @@ CRASH_SEED ?= 20261123
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test crash demo fuzz model soak netfault bench-mount bench-snapshot clean
+.PHONY: help build check test crash demo fuzz model faults soak netfault bench-mount bench-snapshot clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ model: ## random histories of snapshots against a model, for MODEL_SECONDS (3600
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
 	TANDEMFS_MODEL_SECONDS=$(MODEL_SECONDS) go test -count=1 -timeout 0 -v ./integration \
 		-run '^TestSnapshotsStayWhatTheModelSaysOnEveryFilesystem$$'
+
+faults: ## every system call of volume and journal made to fail, in every way and at every moment
+	TANDEMFS_FAULTS=all go test -count=1 -v -timeout 4h -run 'WhateverCallFails' ./fs/volume ./journal
 
 soak: ## snapshots that come and go among changes, for SOAK_SECONDS (3600)
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2
