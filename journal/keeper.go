@@ -3,8 +3,6 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -267,37 +265,49 @@ const (
 	foldRetry = 2 * time.Second
 )
 
-// foldSome makes one of stored epochs that nobody tells apart.
+// foldSome makes one of stored epochs that nobody tells apart. The state is saved once for all of them: until then it
+// has epochs without records, which is the same.
 func (j *Journal) foldSome() error {
 	if !j.folding.TryLock() {
 		time.AfterFunc(foldRetry, j.keeper.wake)
 		return nil
 	}
 	defer j.folding.Unlock()
-	for range foldStep {
-		into, from, low, ok := j.foldable()
-		if !ok {
-			return nil
-		}
-		doubled, err := j.store.dedupePast(from, low, from)
-		if j.keeper.deleted += doubled; err != nil {
-			return err
-		}
-		crashpoint.Here("journal/fold-deduped")
-		moved, err := j.store.fold(into, from)
-		if j.keeper.deleted += moved; err != nil {
-			return err
-		}
-		crashpoint.Here("journal/folded")
-		j.mu.Lock()
-		j.state.fold(into, from)
-		j.mu.Unlock()
-		if err := j.saveState(); err != nil {
-			return err
+	folded, err := 0, error(nil)
+	for more := true; more && folded < foldStep && err == nil; {
+		if more, err = j.foldOne(); more && err == nil {
+			folded++
 		}
 	}
-	j.keeper.wake()
-	return nil
+	if folded == 0 {
+		return err
+	}
+	if folded == foldStep {
+		j.keeper.wake()
+	}
+	return errors.Join(err, j.saveState())
+}
+
+// foldOne makes one of two stored epochs, and reports whether there were two.
+func (j *Journal) foldOne() (bool, error) {
+	into, from, low, ok := j.foldable()
+	if !ok {
+		return false, nil
+	}
+	doubled, err := j.store.dedupePast(from, low, from)
+	if j.keeper.deleted += doubled; err != nil {
+		return true, err
+	}
+	crashpoint.Here("journal/fold-deduped")
+	moved, err := j.store.fold(into, from)
+	if j.keeper.deleted += moved; err != nil {
+		return true, err
+	}
+	crashpoint.Here("journal/folded")
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.state.fold(into, from)
+	return true, nil
 }
 
 // foldable finds two stored epochs, one after the other, that nobody tells apart and of which nothing is in
@@ -305,7 +315,10 @@ func (j *Journal) foldSome() error {
 func (j *Journal) foldable() (into, from, low Epoch, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, n := range slices.Sorted(maps.Keys(j.state.stored)) {
+	for _, n := range j.state.sorted() {
+		if !j.state.isStored(n) {
+			continue
+		}
 		inMemory := n >= j.state.epoch || j.active.epochs[n] != nil || j.frozen != nil && j.frozen.epochs[n] != nil
 		switch {
 		case inMemory:

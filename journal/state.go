@@ -51,7 +51,10 @@ func (s *state) fold(into, from Epoch) {
 	f, _ := s.total(from)
 	*t = totals{t.inodes + f.inodes, t.names + f.names, t.bytes + f.bytes, t.images + f.images}
 	delete(s.stored, from)
-	s.forgetTotals(from)
+	delete(s.totals, from)
+	if i, ok := slices.BinarySearch(s.order, from); ok { // sorting anew for each of many would take long
+		s.order = slices.Delete(s.order, i, i+1)
+	}
 }
 
 // total gives an epoch's totals, made when absent; new says that they were.

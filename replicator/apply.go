@@ -75,14 +75,14 @@ func newApplier(vol Volume, id string, count *counters, distrust bool) (*applier
 	if !distrust {
 		return a, nil
 	}
-	a.memory.Dirty, a.memory.Cursor = true, nil
+	a.memory.Dirty, a.memory.Cursor, a.memory.Reached = true, nil, 0
 	return a, remember(vol.Journal(), targetKey(id), &a.memory)
 }
 
 // position is what the source is told.
 func (a *applier) position() wire.Position {
 	m := &a.memory
-	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor}
+	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor, Reached: m.Reached}
 }
 
 // begin prepares for a transfer's records, or refuses them. sourceID is the source volume's; ask asks the source
@@ -93,6 +93,9 @@ func (a *applier) begin(b wire.Begin, sourceID string, ask func(wire.Want) error
 		return err
 	}
 	goesOn := c.Items > 0 || c.Offset > 0
+	if m.Reached != 0 && c.Base != m.Reached { // the source does not know it any more
+		m.Reached, m.Dirty = 0, true
+	}
 	a.fresh = !m.Dirty
 	a.open, a.dir = openItem{}, [2]journal.Ident{}
 	if c.Files, c.Bytes = 0, 0; goesOn {
@@ -128,8 +131,8 @@ func (a *applier) admit(b wire.Begin, sourceID string) error {
 		return fmt.Errorf("%w: a transfer that compares builds on nothing", errRefused)
 	case b.Compare:
 		return nil
-	case c.Base != m.Epoch:
-		return fmt.Errorf("%w: the transfer builds on seal %d, the target's recovery point is %d; delete the relationship and create it anew", errRefused, c.Base, m.Epoch)
+	case c.Base != m.base() && !(c.Over && c.Base == m.Epoch):
+		return fmt.Errorf("%w: the transfer builds on seal %d, the target's recovery point is %d; delete the relationship and create it anew", errRefused, c.Base, m.base())
 	case c.Epoch <= c.Base:
 		return fmt.Errorf("%w: seal %d is not after %d", errRefused, c.Epoch, c.Base)
 	case c.Items == 0 && c.Offset == 0:

@@ -54,34 +54,14 @@ func (a *applier) giveUp() error {
 	if !a.memory.Dirty {
 		return nil
 	}
-	a.memory.Cursor = nil
+	a.memory.Cursor, a.memory.Reached = nil, 0
 	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
 }
 
 // commit makes the transfer the target's recovery point (rule A3): it arrived whole, it is the one that
 // was begun, and it is durable before anybody is told. digest is what was received.
 func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wire.Committed, error) {
-	if err := a.finish(); err != nil {
-		return wire.Committed{}, err
-	}
-	if e.Digest != digest || e.Items != a.cursor.Items || e.Chain != a.cursor.Chain {
-		return wire.Committed{}, fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
-	}
-	if a.comparer != nil {
-		a.count.found(a.comparer.same)
-		if err := errors.Join(a.comparer.satisfied(), a.endCompare()); err != nil {
-			return wire.Committed{}, err
-		}
-	}
-	if err := a.checkpoint(); err != nil { // from here on no record comes again
-		return wire.Committed{}, err
-	}
-	crashpoint.Here("replicator/target-applied")
-	if err := a.vol.DropAside(a.forget); err != nil {
-		return wire.Committed{}, err
-	}
-	crashpoint.Here("replicator/target-dropped")
-	if err := a.ids.Flush(); err != nil {
+	if err := a.conclude(e, digest); err != nil {
 		return wire.Committed{}, err
 	}
 	own, err := a.vol.Commit()
@@ -95,6 +75,41 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	}
 	return wire.Committed{Epoch: b.Cursor.Epoch, Files: a.cursor.Files, Bytes: a.cursor.Bytes,
 		SameFiles: a.count.sameFiles.Load(), SameBytes: a.count.sameBytes.Load()}, nil
+}
+
+// conclude ends the records of a transfer: all of them arrived, and what has no name left is removed.
+func (a *applier) conclude(e wire.End, digest string) error {
+	if err := a.finish(); err != nil {
+		return err
+	}
+	if e.Digest != digest || e.Items != a.cursor.Items || e.Chain != a.cursor.Chain {
+		return fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
+	}
+	if a.comparer != nil {
+		a.count.found(a.comparer.same)
+		if err := errors.Join(a.comparer.satisfied(), a.endCompare()); err != nil {
+			return err
+		}
+	}
+	if err := a.checkpoint(); err != nil { // from here on no record comes again
+		return err
+	}
+	crashpoint.Here("replicator/target-applied")
+	if err := a.vol.DropAside(a.forget); err != nil {
+		return err
+	}
+	crashpoint.Here("replicator/target-dropped")
+	return a.ids.Flush()
+}
+
+// reach keeps a transfer that left something out for the next one to build on. Nothing of it is published.
+func (a *applier) reach(b wire.Begin, e wire.End, sourceID, digest string) error {
+	if err := a.conclude(e, digest); err != nil {
+		return err
+	}
+	a.memory.SourceID, a.memory.Reached = sourceID, b.Cursor.Epoch
+	a.memory.Dirty, a.memory.Cursor = false, nil
+	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
 }
 
 // publish makes the new recovery point durable, and then what readers see. What was recorded up to it is not

@@ -22,6 +22,10 @@ type sourceMemory struct {
 	Pending *pendingTransfer `json:"pending,omitempty"`
 	// Compare says that the next transfer compares.
 	Compare *comparison `json:"compare,omitempty"`
+	// Reached is a later seal that the target has, unpublished, but for what is Lacking, by identity: the next
+	// transfer builds on it. 0: none.
+	Reached journal.Epoch `json:"reached,omitempty"`
+	Lacking []lacking     `json:"lacking,omitempty"`
 }
 
 // comparing gives the comparison that is under way, or is next.
@@ -88,6 +92,8 @@ type pendingTransfer struct {
 	Time  time.Time     `json:"time"` // of the seal
 	// Compare: it compares, whatever the target has.
 	Compare *comparison `json:"compare,omitempty"`
+	// Lacking is what this transfer has left out so far.
+	Lacking []lacking `json:"lacking,omitempty"`
 }
 
 // targetMemory is the target's.
@@ -96,10 +102,21 @@ type targetMemory struct {
 	Epoch    uint64        `json:"epoch"`               // the recovery point; 0: none yet
 	Time     time.Time     `json:"time"`                // of its seal on the source
 	Own      journal.Epoch `json:"own"`                 // the target volume's own epoch of it
-	// Dirty says that something of a transfer was applied that is not committed; Cursor, how far it came,
-	// where it can be gone on with.
+	// Reached is a later seal that was applied, but for something that the source could not read. It is not
+	// published; the next transfer builds on it. 0: none.
+	Reached uint64 `json:"reached,omitempty"`
+	// Dirty says that something of a transfer was applied that is neither committed nor reached; Cursor, how far
+	// it came, where it can be gone on with.
 	Dirty  bool         `json:"dirty,omitempty"`
 	Cursor *wire.Cursor `json:"cursor,omitempty"`
+}
+
+// base is the seal that the next transfer builds on.
+func (m *targetMemory) base() uint64 {
+	if m.Reached != 0 {
+		return m.Reached
+	}
+	return m.Epoch
 }
 
 func sourceKey(id string) string { return "replicator/" + id + "/source" }

@@ -166,6 +166,9 @@ func (h *history) modify(p place) {
 	case 1:
 		h.v.punch(p.id, journal.Extent{Off: off, End: min(off+int64(h.rnd.IntN(2*block))+1, max(attr.Size, off+1))})
 	default:
+		if off > attr.Size { // else the tree has the block's beginning as data, which no record says
+			off -= off % block
+		}
 		h.v.write(p.id, off, h.text(h.rnd.IntN(2*block)+1))
 	}
 }

@@ -95,7 +95,7 @@ func (m *Manager) connect(ctx context.Context, r *relationship, pause *backoff) 
 	conn.CountInto(&r.wire)
 	s := &sourceSession{m: m, r: r, origin: o, conn: conn, pause: pause, replies: make(chan any, 4)}
 	err = s.run(ctx)
-	if s.came.Load() {
+	if s.came.Load() && !errors.Is(err, errUnreadable) {
 		pause.reset()
 	}
 	return err

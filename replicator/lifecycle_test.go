@@ -346,29 +346,6 @@ func TestAnErrorOfTheTargetIsToldAndRetried(t *testing.T) {
 	p.same()
 }
 
-func TestAFileThatCannotBeReadHoldsTheRecoveryPoint(t *testing.T) {
-	p := newPair(t).create()
-	p.same()
-	before := p.src.status(p.id).RecoveryPoint.Epoch
-	p.from.ops.Lock()
-	p.from.mu.Lock()
-	bad := p.from.nextIno
-	p.from.mu.Unlock()
-	p.from.ops.Unlock()
-	p.from.setUnread(bad, errIO)
-	f := p.from.file(p.from.root, "bad", "cannot be read")
-	if f.Ino != bad {
-		t.Fatal("another inode")
-	}
-	p.from.file(p.from.root, "good", "can be read")
-	eventually(t, "the source says so", func() bool { return p.src.status(p.id).Job == JobFailed })
-	if s := p.src.status(p.id); s.RecoveryPoint.Epoch != before || !strings.Contains(s.LastError, f.String()) {
-		t.Errorf("%+v", s)
-	}
-	p.from.setUnread(bad, nil)
-	p.same()
-}
-
 func TestNewsIsOnTheTargetAtOnce(t *testing.T) {
 	p := newPair(t).create()
 	p.same()

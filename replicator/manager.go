@@ -240,23 +240,38 @@ func (m *Manager) Tend(volume string) error {
 		return err
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	target := false
-	for _, r := range m.rels {
-		rec := r.snapshot()
-		if rec.Role == RoleSource && rec.uses(volume) {
-			return nil // its origin does that
-		}
-		target = target || rec.uses(volume)
+	source, target := m.ends(volume)
+	if !source {
+		defer m.mu.Unlock()
+		return tendUnused(vol.Journal(), vol, target)
 	}
+	m.mu.Unlock()
+	o, err := m.origin(volume) // whether a job runs or not
+	if err != nil {
+		return err
+	}
+	return o.forget()
+}
+
+// tendUnused is for a volume that is no source.
+func tendUnused(j *journal.Journal, vol Volume, target bool) error {
 	vol.ReleaseUnclaimed()
-	j := vol.Journal()
 	if !j.Clean() && !target {
 		if err := j.Reconciled(); err != nil { // nobody builds on what it may lack
 			return err
 		}
 	}
 	return j.Forget(j.Epoch() - 1)
+}
+
+// ends reports whether the volume is one of the ends of a relationship. It is for holders of mu.
+func (m *Manager) ends(volume string) (source, target bool) {
+	for _, r := range m.rels {
+		rec := r.snapshot()
+		source = source || rec.Role == RoleSource && rec.uses(volume)
+		target = target || rec.Role == RoleTarget && rec.uses(volume)
+	}
+	return source, target
 }
 
 // VolumeInUse gives the ids of the relationships that use the volume: all that have not ended, but

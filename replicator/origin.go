@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +18,10 @@ import (
 type origin struct {
 	vol  Volume
 	stop context.CancelFunc // ends watch
+
+	// forgetting is held while the journal is told what to forget, and from a seal on until it is known that a
+	// relationship needs it. It is taken before mu.
+	forgetting sync.Mutex
 
 	mu      sync.Mutex
 	members map[string]*relationship
@@ -66,9 +69,9 @@ func newOrigin(vol Volume, members []*relationship) (*origin, error) {
 	}
 	vol.ReleaseUnclaimed() // each view that was opened has a hold of its own now
 	if vol.Journal().Clean() {
-		return o, nil
+		return o, o.forget()
 	}
-	return o, vol.Journal().Reconciled() // each relationship has noted what it has to compare
+	return o, errors.Join(vol.Journal().Reconciled(), o.forget()) // each relationship has noted what it has to compare
 }
 
 // add makes a relationship a member.
@@ -193,45 +196,61 @@ func (r *relationship) dirty(now time.Time) {
 	}
 }
 
-// forget lets the journal drop what every member has confirmed (rule A4). A member that is to have its
-// first transfer needs nothing from before its seal.
+// forget lets the journal drop what every member has confirmed (rule A4), and tells it which seals to keep apart. A
+// member that is to have its first transfer needs nothing from before its seal.
 func (o *origin) forget() error {
+	o.forgetting.Lock()
+	defer o.forgetting.Unlock()
 	var needed []journal.Epoch
 	o.mu.Lock()
 	for _, r := range o.members {
-		if n := r.needs(); n != math.MaxUint64 {
-			needed = append(needed, n)
-		}
+		needed = append(needed, r.needs()...)
 	}
 	o.mu.Unlock()
 	if len(needed) == 0 {
-		return nil
+		return o.vol.Journal().Forget(o.vol.Journal().Epoch() - 1)
 	}
 	return o.vol.Journal().Forget(slices.Min(needed), needed...)
 }
 
-// needs gives the epoch whose records, and all earlier ones, the relationship does not need.
-func (r *relationship) needs() journal.Epoch {
+// needs gives the seals that transfers of the relationship may build on: it needs no records of epochs up to the
+// first of them.
+func (r *relationship) needs() []journal.Epoch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.source.memory
+	if r.rec.State != StateEstablished {
+		return nil
+	}
 	base := m.Epoch
 	if c := m.comparing(); c != nil && base == 0 {
 		base = c.Base
 	}
-	switch {
-	case r.rec.State != StateEstablished:
-		return math.MaxUint64
-	case base != 0:
-		return base
-	case m.Pending != nil:
-		return m.Pending.Epoch
+	var bases []journal.Epoch
+	if base != 0 {
+		bases = append(bases, base)
 	}
-	return math.MaxUint64
+	if m.Reached != 0 {
+		bases = append(bases, m.Reached)
+	}
+	if len(bases) == 0 && m.Pending != nil {
+		bases = append(bases, m.Pending.Epoch)
+	}
+	return bases
 }
 
 // pend makes a new seal for a transfer from base, and remembers it.
 func (o *origin) pend(r *relationship, base journal.Epoch) error {
+	if err := o.sealFor(r, base); err != nil {
+		return err
+	}
+	crashpoint.Here("replicator/source-pending")
+	return o.forget()
+}
+
+func (o *origin) sealFor(r *relationship, base journal.Epoch) error {
+	o.forgetting.Lock()
+	defer o.forgetting.Unlock()
 	now := time.Now()
 	r.mu.Lock()
 	r.source.sealedSince, r.source.dirtySince, r.source.missed = r.source.dirtySince, time.Time{}, 0
@@ -254,11 +273,7 @@ func (o *origin) pend(r *relationship, base journal.Epoch) error {
 	r.source.memory.Pending, r.source.memory.Compare = p, nil
 	memory := r.source.memory
 	r.mu.Unlock()
-	if err := remember(o.vol.Journal(), sourceKey(r.id), memory); err != nil {
-		return err
-	}
-	crashpoint.Here("replicator/source-pending")
-	return o.forget()
+	return remember(o.vol.Journal(), sourceKey(r.id), memory)
 }
 
 // drop gives the pending transfer up.
@@ -274,6 +289,7 @@ func (o *origin) confirm(r *relationship) error {
 	return o.settle(r, true, func(e *sourceEnd) {
 		e.repairing = e.repairing && e.memory.Pending.Compare == nil
 		e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time
+		e.memory.Reached, e.memory.Lacking = 0, nil
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
 }

@@ -137,8 +137,10 @@ type pair struct {
 	id       string
 }
 
-func newPair(t testing.TB) *pair {
-	p := &pair{t: t, from: newTree(t, "data"), to: newTree(t, "copy")}
+func newPair(t testing.TB) *pair { return newPairOf(t, newTree(t, "data")) }
+
+func newPairOf(t testing.TB, from *tree) *pair {
+	p := &pair{t: t, from: from, to: newTree(t, "copy")}
 	p.src, p.dst = newTestNode(t, "alpha", p.from), newTestNode(t, "beta", p.to)
 	return p
 }

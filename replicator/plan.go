@@ -30,6 +30,8 @@ type plan struct {
 	// over says that the target holds something of a transfer that will not be gone on with. Then a name
 	// that is as it was at the base is sent too, since it may have been changed in between.
 	over bool
+	// lacking is what the target lacks of the base, by identity.
+	lacking []lacking
 
 	yield     func(*step) error
 	names     map[nameOf]journal.Ident   // what names stand for that were looked up, maxNames at the most
@@ -87,24 +89,33 @@ func (p *plan) created(id journal.Ident) (bool, error) {
 
 // oldInodes yields the touched inodes that are not new, but directories.
 func (p *plan) oldInodes() error {
-	return p.changes.Inodes(func(c journal.InodeChange) error {
+	err := p.changes.Inodes(func(c journal.InodeChange) error {
 		if c.What&journal.Created != 0 {
 			return nil
 		}
-		attr, ok, err := p.stat(c.Ident)
-		if err != nil || !ok || attr.Nlink == 0 {
-			return err
-		}
-		if isDir(attr) {
-			p.dirs = true
-			return nil
-		}
-		s := step{Record: wire.Record{Kind: wire.KindInode, Ident: c.Ident, Attr: attr}}
-		if isRegular(attr) {
-			s.extents = c.Extents
-		}
-		return p.yield(&s)
+		return p.oldInode(c.Ident, journal.Extents(c.Extents).Union(p.lackingOf(c.Ident)))
 	})
+	if err != nil {
+		return err
+	}
+	return p.untouchedLacking(func(l lacking) error { return p.oldInode(l.Ident, l.Extents) })
+}
+
+// oldInode yields an inode that is not new, but a directory, with some of its content.
+func (p *plan) oldInode(id journal.Ident, extents journal.Extents) error {
+	attr, ok, err := p.stat(id)
+	if err != nil || !ok || attr.Nlink == 0 {
+		return err
+	}
+	if isDir(attr) {
+		p.dirs = true
+		return nil
+	}
+	s := step{Record: wire.Record{Kind: wire.KindInode, Ident: id, Attr: attr}}
+	if isRegular(attr) {
+		s.extents = extents
+	}
+	return p.yield(&s)
 }
 
 // newInodes yields what is new below old directories.
@@ -380,10 +391,14 @@ func (p *plan) touchedDirectories() error {
 	if !p.dirs {
 		return nil
 	}
-	return p.changes.Inodes(func(c journal.InodeChange) error {
+	err := p.changes.Inodes(func(c journal.InodeChange) error {
 		if c.What&journal.Created != 0 || c.What&journal.Meta == 0 {
 			return nil
 		}
 		return p.directory(c.Ident)
 	})
+	if err != nil {
+		return err
+	}
+	return p.untouchedLacking(func(l lacking) error { return p.directory(l.Ident) })
 }

@@ -192,6 +192,7 @@ func (r *relationship) status() Status {
 	b := r.target.behind
 	if r.role == RoleSource {
 		b = r.source.behind(now, left.bytes, r.point)
+		s.Unreadable = r.source.unreadable()
 	}
 	if b != nil {
 		s.RecoveryPoint.BehindBytes = &b.bytes

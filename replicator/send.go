@@ -22,6 +22,7 @@ type sender struct {
 	from   wire.Cursor // items before it are not sent
 	chain  wire.Chainer
 	cursor wire.Cursor // where the stream has come
+	gaps   gaps        // what could not be read
 }
 
 // send runs the whole plan.
@@ -82,7 +83,9 @@ func (s *sender) item(t *step, offset int64) (err error) {
 	isNewDir := isDir(t.Attr) && t.Flags&wire.FlagNew != 0 // its attributes come after what is in it
 	if !isNewDir {
 		if t.Xattrs, err = s.view.Xattrs(t.Ident); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			if err := s.leaveOut(t, journal.Extent{}, err); err != nil {
+				return err
+			}
 		}
 	}
 	if isSymlink(t.Attr) && t.Flags&wire.FlagNew != 0 {
@@ -102,7 +105,7 @@ func (s *sender) symlink(t *step) error {
 		target, err = vanished, nil
 	}
 	t.Symlink = []byte(target)
-	return err
+	return err // a symbolic link cannot be given its target later
 }
 
 // content sends what there is to send of a regular file's bytes at or after offset. A file that was
@@ -121,10 +124,13 @@ func (s *sender) content(t *step, offset int64) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return s.leaveOut(t, journal.Extent{Off: extents[0].Off, End: journal.MaxOffset}, err)
 	}
 	for _, e := range extents {
-		if err = s.extent(f, e, !t.whole); err != nil {
+		if s.gaps.rest(t.Ident) {
+			break
+		}
+		if err = s.extent(t, f, e); err != nil {
 			break
 		}
 	}
@@ -143,22 +149,26 @@ func clip(extents []journal.Extent, from, to int64) []journal.Extent {
 }
 
 // extent sends one extent: data as data, and holes, where there may have been data, as holes.
-func (s *sender) extent(f File, e journal.Extent, holes bool) error {
+func (s *sender) extent(t *step, f File, e journal.Extent) error {
+	at, sent := e.Off, error(nil)
 	err := stretches(f, e, func(x journal.Extent, data bool) error {
+		at = x.End
 		switch {
 		case data:
-			more, err := s.data(f, x)
-			if err == nil && !more {
-				err = io.EOF
+			more := false
+			if more, sent = s.data(t, f, x); sent == nil && !more {
+				sent = io.EOF
 			}
-			return err
-		case holes:
-			return s.out.record(s.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
+		case !t.whole:
+			sent = s.out.record(s.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
 		}
-		return nil
+		return sent
 	})
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(sent, io.EOF):
 		return nil
+	case err != nil && sent == nil: // what is data and what a hole cannot be told
+		return s.leaveOut(t, journal.Extent{Off: at, End: e.End}, err)
 	}
 	return err
 }
@@ -188,24 +198,29 @@ func stretches(f File, e journal.Extent, yield func(x journal.Extent, data bool)
 	return nil
 }
 
-// data sends one stretch of data; false when the file ends before it does.
-func (s *sender) data(f File, e journal.Extent) (bool, error) {
+// data sends one stretch of data; false when there is nothing to send after it: the file ends before it does, or
+// too little of it can be read.
+func (s *sender) data(t *step, f File, e journal.Extent) (bool, error) {
 	for off := e.Off; off < e.End; {
-		want := int(min(wire.MaxData, e.End-off))
-		n, err := s.out.data(s.ctx, off, want, func(p []byte) (int, error) {
-			n, err := f.ReadAt(p, off)
+		want := min(wire.MaxData, e.End-off)
+		var unread error
+		n, err := s.out.data(s.ctx, off, int(want), func(p []byte) (n int, err error) {
+			n, err = f.ReadAt(p, off)
 			if errors.Is(err, io.EOF) {
 				err = nil
 			}
+			unread = err
 			return n, err
 		})
-		if err != nil {
+		switch {
+		case unread != nil:
+			if err := s.leaveOut(t, journal.Extent{Off: off, End: off + want}, unread); err != nil || s.gaps.rest(t.Ident) {
+				return false, err
+			}
+		case err != nil || int64(n) < want:
 			return false, err
 		}
-		if n < want {
-			return false, nil
-		}
-		off += int64(n)
+		off += want
 	}
 	return true, nil
 }

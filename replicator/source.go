@@ -295,6 +295,9 @@ func (s *sourceSession) attach(ctx context.Context) error {
 
 // replicate transfers whenever something has changed.
 func (s *sourceSession) replicate(ctx context.Context) error {
+	if err := s.agreeReached(); err != nil {
+		return err
+	}
 	if err := s.agree(); err != nil {
 		return err
 	}
@@ -371,9 +374,9 @@ func (s *sourceSession) agree() error {
 		return failure{fmt.Errorf("the target's recovery point is seal %d, and this volume has come to %d only: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", has, j.Epoch(), s.r.id)}
 	case has != memory.Epoch, has != 0 && has < j.Forgotten():
 		return s.compare(reasonTarget)
-	case has == 0 && s.pos.Holds && !s.goesOn(pending) && s.conn.Peer().Can(wire.FeatureCompare):
+	case has == 0 && s.pos.Holds && s.pos.Reached == 0 && !s.goesOn(pending) && s.conn.Peer().Can(wire.FeatureCompare):
 		return s.compare(reasonHolds)
-	case pending != nil && pending.Base != has:
+	case pending != nil && pending.Base != s.base():
 		return s.origin.drop(s.r)
 	}
 	return nil
@@ -411,7 +414,7 @@ func (s *sourceSession) due() bool {
 	if wanted {
 		return true
 	}
-	if s.pos.Epoch != 0 && !s.pos.Dirty && !j.Dirty() && uint64(j.Epoch()) <= s.pos.Epoch+1 {
+	if s.pos.Epoch != 0 && s.pos.Reached == 0 && !s.pos.Dirty && !j.Dirty() && uint64(j.Epoch()) <= s.pos.Epoch+1 {
 		s.r.mu.Lock()
 		s.r.source.dirtySince = time.Time{}
 		s.r.mu.Unlock()

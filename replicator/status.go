@@ -85,6 +85,19 @@ type RecoveryPoint struct {
 	BehindBytes   *int64   `json:"behind_bytes"`
 }
 
+// Unreadable is what the source cannot read: without it there is no recovery point.
+type Unreadable struct {
+	Count int              `json:"count"` // of inodes
+	Files []UnreadableFile `json:"files"` // the first 20 of them
+}
+
+// UnreadableFile is an inode that cannot be read. Path is below the volume's root, empty where it cannot be told.
+type UnreadableFile struct {
+	Path  string `json:"path,omitempty"`
+	Inode uint64 `json:"inode"`
+	Error string `json:"error"`
+}
+
 // Status is a relationship as one end sees it.
 type Status struct {
 	ID            string        `json:"id"`
@@ -104,7 +117,9 @@ type Status struct {
 	LastError      string    `json:"last_error,omitempty"`
 	LastErrorTime  time.Time `json:"last_error_time,omitzero"`
 	RetryAt        time.Time `json:"retry_at,omitzero"`
-	Created        time.Time `json:"created"`
+	// Unreadable is, on the source, what could not be read at the last try; null: nothing.
+	Unreadable *Unreadable `json:"unreadable,omitempty"`
+	Created    time.Time   `json:"created"`
 	// Verified is the newest recovery point that was found equal on both sides; it is known on the source.
 	Verified VerifiedPoint `json:"verified,omitzero"`
 	// Verification is the one that runs, or the last one since the node started, without what it found.

@@ -29,6 +29,7 @@ type targetSession struct {
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 	done     chan struct{} // closed when the session is over
+	left     bool          // the source has left something out, and goes
 }
 
 // received is a frame of a transfer.
@@ -115,7 +116,7 @@ func (s *targetSession) takeOver() error {
 // lost notes why the source is gone. It says nothing where the source took its leave, or this end has ended the
 // session and knows why.
 func (s *targetSession) lost(err error) {
-	if s.ctx.Err() == nil && s.r.snapshot().Enabled {
+	if s.ctx.Err() == nil && !s.left && s.r.snapshot().Enabled {
 		s.r.fail(JobDisconnected, err, time.Time{})
 	}
 }
@@ -125,7 +126,9 @@ func (s *targetSession) over() {
 	s.r.mu.Lock()
 	if s.r.target.session == s {
 		s.r.target.session, s.r.target.behind = nil, nil
-		s.r.job = restingJob(s.r.rec)
+		if s.r.job != JobFailed { // the source tries again, and until then that is what there is to say
+			s.r.job = restingJob(s.r.rec)
+		}
 	}
 	s.r.mu.Unlock()
 	close(s.done)
@@ -247,7 +250,7 @@ func (s *targetSession) received(kind wire.Type, content []byte) error {
 		s.sum.Reset()
 	case wire.TypeRecords:
 		s.sum.Write(content)
-	case wire.TypeEnd:
+	case wire.TypeEnd, wire.TypeIncomplete:
 		frame.digest = hex.EncodeToString(s.sum.Sum(nil))
 	case wire.TypeProgress:
 		defer s.recycle(content)
@@ -360,6 +363,9 @@ func (s *targetSession) applyFrame(frame received, began *bool) error {
 	case frame.kind == wire.TypeEnd && *began:
 		*began = false
 		return s.end(frame)
+	case frame.kind == wire.TypeIncomplete && *began:
+		*began = false
+		return s.incomplete(frame)
 	}
 	return fmt.Errorf("%w: a frame of type %d out of its turn", wire.ErrRecord, frame.kind)
 }
@@ -395,6 +401,21 @@ func (s *targetSession) end(frame received) error {
 	s.r.committed(done.Epoch, s.begun.Time)
 	s.r.setJob(JobIdle)
 	return nil
+}
+
+// incomplete keeps what the source could read, and tells it so.
+func (s *targetSession) incomplete(frame received) error {
+	var e wire.Incomplete
+	if err := wire.Parse(frame.content, &e); err != nil {
+		return err
+	}
+	if err := s.applier.reach(s.begun, e.End, s.sourceID, frame.digest); err != nil {
+		return err
+	}
+	s.left = true
+	s.r.meter.finish(time.Now(), false, work{}, s.r.wire.Load())
+	s.r.fail(JobFailed, errors.New(wire.Printable(e.Text)), time.Time{})
+	return s.conn.Send(wire.TypePosition, s.applier.position())
 }
 
 // tell tells the source twice a second how much is applied, while that changes.

@@ -13,7 +13,7 @@ import (
 
 // transfer runs one cycle: seal, plan, send, and wait until the target has committed.
 func (s *sourceSession) transfer(ctx context.Context) error {
-	base := journal.Epoch(s.pos.Epoch)
+	base := s.base()
 	s.r.mu.Lock()
 	pending := s.r.source.memory.Pending != nil
 	s.r.mu.Unlock()
@@ -51,7 +51,7 @@ func (r *relationship) pending() (View, pendingTransfer, error) {
 func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer) (wire.Committed, error) {
 	var none wire.Committed
 	from := s.from(p)
-	pl := &plan{view: view, root: s.origin.vol.Root(), over: from.Over}
+	pl := &plan{view: view, root: s.origin.vol.Root(), over: from.Over, lacking: s.lacking(p)}
 	if p.Base != 0 {
 		var err error
 		if pl.changes, err = s.origin.vol.Journal().Changes(p.Base, p.Epoch); err != nil {
@@ -65,9 +65,13 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 		counted := s.count(ctx, view)
 		defer counted()
 	}
-	end, err := s.records(ctx, pl, sender{ctx: ctx, view: view, out: s.packer, from: from}, p.Compare)
+	send := sender{ctx: ctx, view: view, out: s.packer, from: from, gaps: s.gaps(p)}
+	end, err := s.records(ctx, pl, &send, p.Compare)
 	if err != nil {
 		return none, err
+	}
+	if len(send.gaps.list) > 0 {
+		return none, s.incomplete(ctx, p, end, send.gaps.list)
 	}
 	if err := s.conn.Send(wire.TypeEnd, end); err != nil {
 		return none, err
@@ -77,13 +81,13 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 }
 
 // records sends a transfer's records.
-func (s *sourceSession) records(ctx context.Context, pl *plan, send sender, compare *comparison) (end wire.End, err error) {
+func (s *sourceSession) records(ctx context.Context, pl *plan, send *sender, compare *comparison) (end wire.End, err error) {
 	s.packer.begin(s.conn)
 	cursor := &send.cursor
 	if compare == nil {
 		err = send.send(pl)
 	} else {
-		inv := &inventory{sender: send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
+		inv := &inventory{sender: *send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
 		cursor = &inv.cursor
 		err = inv.send(pl)
 	}
@@ -145,7 +149,7 @@ func (s *sourceSession) count(ctx context.Context, view View) (end func()) {
 	go func() {
 		defer close(done)
 		total, err := census(ctx, view, s.origin.vol.Root())
-		if err == nil { // what cannot be read stops the transfer itself, which says so
+		if err == nil { // what cannot be read the transfer itself finds, and says
 			s.r.meter.expect(total)
 		}
 	}()

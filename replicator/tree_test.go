@@ -35,9 +35,10 @@ type tree struct {
 	// published is the seal whose copy readers see; 0: they see what there is.
 	published journal.Epoch
 
-	live    bool                  // views read content as it is now, or not at all when the file is gone
-	broken  func(op string) error // nil, or what an operation of the target fails with
-	unread  map[journal.Ident]error
+	live   bool                  // views read content as it is now, or not at all when the file is gone
+	broken func(op string) error // nil, or what an operation of the target fails with
+	// unread is nil, or what reading an inode fails with: "xattrs", "link", "open", or "data" of an extent.
+	unread  func(what string, id journal.Ident, e journal.Extent) error
 	commits int
 	hook    func() // nil, or called before a view is opened
 }
@@ -61,15 +62,18 @@ func (n *node) clone() *node {
 	return &c
 }
 
-func newTree(t testing.TB, name string) *tree {
+func newTree(t testing.TB, name string) *tree { return newTreeWith(t, name, journal.Options{}) }
+
+func newTreeWith(t testing.TB, name string, o journal.Options) *tree {
 	dir := t.TempDir()
-	j, err := journal.Open(dir, journal.Options{BootID: "boot 0"})
+	o.BootID = "boot 0"
+	j, err := journal.Open(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.Close() })
 	v := &tree{name: name, j: j, dir: dir, nodes: map[journal.Ident]*node{}, nextIno: 2, gens: map[uint64]uint64{},
-		aside: map[journal.Ident]int{}, seals: map[journal.Epoch]map[journal.Ident]*node{}, unread: map[journal.Ident]error{}}
+		aside: map[journal.Ident]int{}, seals: map[journal.Epoch]map[journal.Ident]*node{}}
 	root := v.node(typeDir | 0o755)
 	root.attr.Nlink = 2
 	v.root = root.id

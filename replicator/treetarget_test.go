@@ -351,11 +351,11 @@ func (v *tree) loseSeals() {
 	clear(v.seals)
 }
 
-// setUnread makes the first inode of that number fail to be read; nil ends it.
-func (v *tree) setUnread(ino uint64, err error) {
+// setUnread makes reading the tree fail; nil ends it.
+func (v *tree) setUnread(f func(what string, id journal.Ident, e journal.Extent) error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.unread[journal.Ident{Ino: ino, Gen: 1}] = err
+	v.unread = f
 }
 
 // powerCut makes the journal one that was not closed before another boot. What it had on disk is taken

@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"tandemfs/journal"
@@ -107,14 +108,30 @@ func (w *treeView) ReadDir(dir journal.Ident) ([]DirEntry, error) {
 
 func (w *treeView) Readlink(id journal.Ident) (string, error) {
 	n, err := w.get(id)
+	if err == nil {
+		err = w.failing("link", id)
+	}
 	if err != nil {
 		return "", err
 	}
 	return n.link, nil
 }
 
+// failing gives the error that reading an inode is to fail with.
+func (w *treeView) failing(what string, id journal.Ident) error {
+	w.v.mu.Lock()
+	defer w.v.mu.Unlock()
+	if w.v.unread == nil {
+		return nil
+	}
+	return w.v.unread(what, id, journal.Extent{})
+}
+
 func (w *treeView) Xattrs(id journal.Ident) ([]journal.Xattr, error) {
 	n, err := w.get(id)
+	if err == nil {
+		err = w.failing("xattrs", id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -128,23 +145,37 @@ func (w *treeView) Xattrs(id journal.Ident) ([]journal.Xattr, error) {
 func (w *treeView) Open(id journal.Ident) (File, error) {
 	w.v.mu.Lock()
 	defer w.v.mu.Unlock()
-	if err := w.v.unread[id]; err != nil {
-		return nil, err
+	unread := w.v.unread
+	if unread != nil {
+		if err := unread("open", id, journal.Extent{}); err != nil {
+			return nil, err
+		}
 	}
 	if !w.v.live {
 		n, err := w.get(id)
-		return treeFile{n}, err
+		return treeFile{n, unread}, err
 	}
 	if n := w.v.nodes[id]; n != nil {
-		return treeFile{n.clone()}, nil
+		return treeFile{n.clone(), unread}, nil
 	}
 	return nil, fs.ErrNotExist
 }
 
-type treeFile struct{ n *node }
+type treeFile struct {
+	n      *node
+	unread func(what string, id journal.Ident, e journal.Extent) error
+}
 
-func (f treeFile) ReadAt(p []byte, off int64) (int, error) { return f.n.readAt(p, off) }
-func (f treeFile) Close() error                            { return nil }
+func (f treeFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.unread != nil {
+		if err := f.unread("data", f.n.id, journal.Extent{Off: off, End: off + int64(len(p))}); err != nil {
+			return 0, err
+		}
+	}
+	return f.n.readAt(p, off)
+}
+
+func (f treeFile) Close() error { return nil }
 
 func (f treeFile) NextData(off, end int64) (journal.Extent, bool, error) {
 	end = min(end, f.n.attr.Size)
@@ -181,4 +212,20 @@ func (v *tree) ReleaseUnclaimed() {
 			v.j.Release(n)
 		}
 	}
+}
+
+func (w *treeView) PathOf(id journal.Ident) (string, bool) {
+	var find func(path string, dir journal.Ident) (string, bool)
+	find = func(path string, dir journal.Ident) (string, bool) {
+		if dir == id {
+			return path, true
+		}
+		for name, child := range w.nodes[dir].names {
+			if found, ok := find(strings.TrimPrefix(path+"/"+name, "/"), child); ok {
+				return found, true
+			}
+		}
+		return "", false
+	}
+	return find("", w.v.root)
 }

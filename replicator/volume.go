@@ -44,6 +44,9 @@ type View interface {
 	// ReadDir gives all names of a directory, sorted, without "." and "..".
 	ReadDir(dir journal.Ident) ([]DirEntry, error)
 	Readlink(journal.Ident) (string, error)
+	// PathOf gives a path of the inode below the root, slash-separated and empty for the root itself, where one is
+	// known without looking for it.
+	PathOf(journal.Ident) (path string, ok bool)
 	// Xattrs gives the extended attributes, sorted by name.
 	Xattrs(journal.Ident) ([]journal.Xattr, error)
 	// Open opens a regular file's content.

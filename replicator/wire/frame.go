@@ -59,6 +59,8 @@ const (
 	TypeVerify    Type = 15 // source: Verify
 	TypeDiffer    Type = 16 // target: Differ
 	TypeVerified  Type = 17 // target: Verified
+
+	TypeIncomplete Type = 18 // source: Incomplete
 )
 
 // header is a frame's header, decoded.
@@ -82,7 +84,7 @@ func parseHeader(b []byte, limit int) (header, error) {
 	length, raw := binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[8:])
 	h := header{length: int(length), kind: Type(b[4]), flags: b[5], raw: int(raw), sum: binary.BigEndian.Uint64(b[checksumAt:])}
 	switch {
-	case h.kind < TypeHello || h.kind > TypeVerified:
+	case h.kind < TypeHello || h.kind > TypeIncomplete:
 		return h, fmt.Errorf("%w: unknown type %d", ErrFrame, h.kind)
 	case h.flags&^flagLZ4 != 0 || b[6] != 0 || b[7] != 0:
 		return h, fmt.Errorf("%w: unknown flags %#x", ErrFrame, b[5:8])

@@ -60,6 +60,8 @@ type Position struct {
 	Cursor *Cursor `json:"cursor,omitempty"`
 	// Holds says that there are files in the volume, though there is no recovery point.
 	Holds bool `json:"holds,omitempty"`
+	// Reached is a later seal that was applied but for what the source could not read; 0: none.
+	Reached uint64 `json:"reached,omitempty"`
 }
 
 // Cursor is a place in the stream of one transfer: so many whole items (every record but data and hole
@@ -97,6 +99,13 @@ type End struct {
 	Items  int64  `json:"items"`
 	Chain  uint64 `json:"chain"`
 	Digest string `json:"digest"`
+}
+
+// Incomplete ends a transfer's records as End does, but something was left out that the source cannot read, as Text
+// says. The target keeps the rest for a later transfer to build on, publishes nothing, and answers with its Position.
+type Incomplete struct {
+	End
+	Text string `json:"text"`
 }
 
 // Committed says that the target holds the seal, durably.

@@ -1,0 +1,296 @@
+package replicator
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"tandemfs/journal"
+	"tandemfs/replicator/wire"
+)
+
+// A file that the source cannot read does not stop the rest. What cannot be read is left out and remembered, all
+// else is sent, and the target keeps it without publishing it: it has reached the seal, but lacks something of
+// it. The next transfer builds on that, from a newer seal, and tries what is lacking again. Only one that leaves
+// nothing out becomes a recovery point.
+
+// errUnreadable ends a transfer that had to leave something out.
+var errUnreadable = errors.New("cannot be read")
+
+const (
+	// maxLacking inodes are left out at the most. Where more cannot be read, it is the disk and not some files.
+	maxLacking = 200
+	// maxGaps of one inode's content are left out, each on its own; then the rest of it is, since every try at
+	// what cannot be read takes long.
+	maxGaps = 16
+	// gapBlock is what a gap is made of, in bytes: no filesystem's block is larger, so a hole is never told half.
+	gapBlock = 64 << 10
+	// maxLackingPath bounds a path that is remembered, in bytes: its end is.
+	maxLackingPath = 300
+	// fewLacking are named in an error.
+	fewLacking = 3
+)
+
+// lacking is what the target lacks of an inode: its attributes, and some of its content.
+type lacking struct {
+	Ident   journal.Ident   `json:"ident"`
+	Extents journal.Extents `json:"extents,omitempty"`
+	Path    string          `json:"path,omitempty"` // below the volume's root, where that can be told
+	Error   string          `json:"error"`
+}
+
+func (l lacking) String() string {
+	if l.Path == "" {
+		return fmt.Sprintf("inode %s (%s)", l.Ident, l.Error)
+	}
+	return fmt.Sprintf("%q (%s)", l.Path, l.Error)
+}
+
+// lackingError says what was left out, and what to do.
+func lackingError(list []lacking) error {
+	files := "1 file"
+	if len(list) > 1 {
+		files = fmt.Sprintf("%d files", len(list))
+	}
+	var first []string
+	for _, l := range list[:min(len(list), fewLacking)] {
+		first = append(first, l.String())
+	}
+	if len(list) > fewLacking {
+		first = append(first, "...")
+	}
+	return fmt.Errorf("%s of the source %w: %s. All else is sent, but no recovery point is made until what they hold can be read, is written anew or is removed",
+		files, errUnreadable, strings.Join(first, ", "))
+}
+
+// unreadable reports whether an error is about one inode's content or attributes, as the disk under it gives
+// them: not about the view as a whole, nor about the connection.
+func unreadable(err error) bool {
+	if errors.Is(err, journal.ErrNotHeld) || errors.Is(err, journal.ErrGone) || errors.Is(err, errView) {
+		return false
+	}
+	for _, errno := range []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ENODATA, syscall.EILSEQ, syscall.EREMOTEIO} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// gaps are what a transfer had to leave out so far.
+type gaps struct {
+	list     []lacking
+	remember func([]lacking) error // before the target can count what comes after
+}
+
+// add leaves out the extent e, which may be empty, of an inode's content, and its attributes.
+func (g *gaps) add(l lacking, e journal.Extent) error {
+	i := slices.IndexFunc(g.list, func(have lacking) bool { return have.Ident == l.Ident })
+	if i < 0 && len(g.list) == maxLacking {
+		return fmt.Errorf("more than %d files %w, the last of them %s: the disk needs care", maxLacking, errUnreadable, l)
+	}
+	list := slices.Clone(g.list)
+	if i < 0 {
+		i, list = len(list), append(list, l)
+	}
+	if e.Off < e.End {
+		list[i].Extents = list[i].Extents.Add(wholeBlocks(e))
+	}
+	if err := g.remember(list); err != nil {
+		return err
+	}
+	g.list = list
+	return nil
+}
+
+// wholeBlocks widens an extent to whole blocks of a gap.
+func wholeBlocks(e journal.Extent) journal.Extent {
+	e.Off -= e.Off % gapBlock
+	if rest := e.End % gapBlock; rest > 0 && e.End <= journal.MaxOffset-gapBlock {
+		e.End += gapBlock - rest
+	}
+	return e
+}
+
+// rest reports whether an inode has so many gaps that nothing more of it is to be tried.
+func (g *gaps) rest(id journal.Ident) bool {
+	return slices.ContainsFunc(g.list, func(l lacking) bool {
+		n := len(l.Extents)
+		return l.Ident == id && n > 0 && (n > maxGaps || l.Extents[n-1].End == journal.MaxOffset)
+	})
+}
+
+// leaveOut notes that an extent, which may be empty, of the step's content could not be read, or its attributes. It
+// gives back an error that is none of that file alone.
+func (s *sender) leaveOut(t *step, e journal.Extent, err error) error {
+	if !unreadable(err) || s.gaps.remember == nil {
+		return err
+	}
+	l := lacking{Ident: t.Ident, Path: s.path(t), Error: errnoText(err)}
+	if err := s.gaps.add(l, e); err != nil || !s.gaps.rest(t.Ident) {
+		return err
+	}
+	return s.gaps.add(l, journal.Extent{Off: e.Off, End: journal.MaxOffset})
+}
+
+// errnoText is the system's word for an error.
+func errnoText(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return err.Error()
+}
+
+// path tells where the step's inode is, if that is known.
+func (s *sender) path(t *step) string {
+	path, ok := s.view.PathOf(t.Ident)
+	if !ok && len(t.Name) > 0 {
+		if path, ok = s.view.PathOf(t.Dir); ok {
+			path = strings.TrimPrefix(path+"/"+string(t.Name), "/")
+		}
+	}
+	if !ok {
+		return ""
+	}
+	return wire.Printable(path[max(0, len(path)-maxLackingPath):])
+}
+
+// lackingOf gives the content that the base lacks of an inode.
+func (p *plan) lackingOf(id journal.Ident) journal.Extents {
+	i, ok := slices.BinarySearchFunc(p.lacking, id, func(l lacking, id journal.Ident) int { return compareIdents(l.Ident, id) })
+	if !ok {
+		return nil
+	}
+	return p.lacking[i].Extents
+}
+
+func compareIdents(a, b journal.Ident) int {
+	return cmp.Or(cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Gen, b.Gen))
+}
+
+// untouchedLacking calls f for what the base lacks and was not touched since.
+func (p *plan) untouchedLacking(f func(lacking) error) error {
+	for _, l := range p.lacking {
+		_, touched, err := p.changes.Inode(l.Ident)
+		if err == nil && !touched {
+			err = f(l)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leftOut remembers what the pending transfer leaves out.
+func (o *origin) leftOut(r *relationship, list []lacking) error {
+	r.mu.Lock()
+	if r.source.memory.Pending == nil {
+		r.mu.Unlock()
+		return errEnded
+	}
+	pending := *r.source.memory.Pending
+	pending.Lacking = list
+	r.source.memory.Pending = &pending
+	memory := r.source.memory
+	r.mu.Unlock()
+	return remember(o.vol.Journal(), sourceKey(r.id), memory)
+}
+
+// reach notes that the target has all of the pending transfer but what was left out: the next one builds on it.
+func (o *origin) reach(r *relationship) error {
+	return o.settle(r, false, func(e *sourceEnd) {
+		list := slices.Clone(e.memory.Pending.Lacking)
+		slices.SortFunc(list, func(a, b lacking) int { return compareIdents(a.Ident, b.Ident) })
+		e.memory.Reached, e.memory.Lacking = e.memory.Pending.Epoch, list
+		e.dirtySince = earliest(e.dirtySince, e.sealedSince)
+	})
+}
+
+// incomplete ends a transfer that left something out: the target keeps what it got. It always gives an error.
+func (s *sourceSession) incomplete(ctx context.Context, p pendingTransfer, all wire.End, list []lacking) error {
+	cause := lackingError(list)
+	if err := s.conn.Send(wire.TypeIncomplete, wire.Incomplete{End: all, Text: cause.Error()}); err != nil {
+		return err
+	}
+	pos, err := answer[wire.Position](ctx, s)
+	if err != nil {
+		return err
+	}
+	if pos.Reached != uint64(p.Epoch) {
+		return fmt.Errorf("%w: the target has reached seal %d, not %d", wire.ErrFrame, pos.Reached, p.Epoch)
+	}
+	return failure{errors.Join(cause, s.origin.reach(s.r))}
+}
+
+// base is the seal that the next transfer builds on: what the target has reached, or else its recovery point.
+func (s *sourceSession) base() journal.Epoch {
+	if s.pos.Reached != 0 {
+		return journal.Epoch(s.pos.Reached)
+	}
+	return journal.Epoch(s.pos.Epoch)
+}
+
+// lacking is what the target lacks of the seal that a transfer builds on.
+func (s *sourceSession) lacking(p pendingTransfer) []lacking {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if p.Base == 0 || p.Base != s.r.source.memory.Reached {
+		return nil
+	}
+	return s.r.source.memory.Lacking
+}
+
+// gaps are those of a transfer so far. One that compares has none: what cannot be read stops it.
+func (s *sourceSession) gaps(p pendingTransfer) gaps {
+	if p.Compare != nil {
+		return gaps{}
+	}
+	return gaps{list: p.Lacking, remember: func(list []lacking) error { return s.origin.leftOut(s.r, list) }}
+}
+
+// agreeReached brings together what this end and the target remember of a seal that was reached. One that this end
+// does not know of it cannot build on.
+func (s *sourceSession) agreeReached() error {
+	s.r.mu.Lock()
+	memory, reached := s.r.source.memory, journal.Epoch(s.pos.Reached)
+	s.r.mu.Unlock()
+	switch {
+	case reached != 0 && memory.Pending != nil && reached == memory.Pending.Epoch && len(memory.Pending.Lacking) > 0:
+		return s.origin.reach(s.r) // the target's answer was not heard here
+	case reached == memory.Reached:
+		return nil
+	}
+	if reached != 0 {
+		s.pos.Reached, s.pos.Dirty, s.pos.Cursor = 0, true, nil
+	}
+	s.r.mu.Lock()
+	s.r.source.memory.Reached, s.r.source.memory.Lacking = 0, nil
+	memory = s.r.source.memory
+	s.r.mu.Unlock()
+	return remember(s.origin.vol.Journal(), sourceKey(s.r.id), memory)
+}
+
+// shownLacking are shown in a status.
+const shownLacking = 20
+
+// unreadable is what the status shows of what could not be read. It is for holders of the relationship's mu.
+func (e *sourceEnd) unreadable() *Unreadable {
+	list := e.memory.Lacking
+	if p := e.memory.Pending; p != nil && len(p.Lacking) > 0 {
+		list = p.Lacking
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	u := &Unreadable{Count: len(list)}
+	for _, l := range list[:min(len(list), shownLacking)] {
+		u.Files = append(u.Files, UnreadableFile{Path: l.Path, Inode: l.Ident.Ino, Error: l.Error})
+	}
+	return u
+}
