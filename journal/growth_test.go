@@ -25,17 +25,18 @@ const (
 // weekly is the tree that the week's operations are on: 4 KiB writes at random places of files of two sizes, and names
 // that come and go.
 type weekly struct {
-	t            *testing.T
-	j            *Journal
-	rnd          *rand.Rand
-	small, large int
-	operations   int
-	made         uint64
+	t          *testing.T
+	j          *Journal
+	rnd        *rand.Rand
+	operations int
+	made       uint64
 }
 
 const (
-	smallBlocks = 64      // of a small file, each 4 KiB
-	largeBlocks = 1 << 18 // of a large one: 1 GiB
+	smallFiles  = 900
+	smallBlocks = 64 // of a small file, each 4 KiB
+	largeFiles  = 20
+	largeBlocks = 8192
 	weeklyDirs  = 50
 	weeklyNames = 40 // that a directory has at one time or another
 )
@@ -44,9 +45,9 @@ func (w *weekly) step() {
 	w.operations++
 	switch kind := w.rnd.IntN(20); {
 	case kind < 8:
-		w.write(w.rnd.IntN(w.small), smallBlocks)
+		w.write(w.rnd.IntN(smallFiles), smallBlocks)
 	case kind < 16:
-		w.write(w.small+w.rnd.IntN(w.large), largeBlocks)
+		w.write(smallFiles+w.rnd.IntN(largeFiles), largeBlocks)
 	default:
 		w.rename()
 	}
@@ -117,7 +118,7 @@ func TestAWeekWithoutAPeerTakesWhatItsFilesTake(t *testing.T) {
 		tries = longTries
 	}
 	j := open(t, t.TempDir(), Options{Block: 4096})
-	w := &weekly{t: t, j: j, rnd: rand.New(rand.NewPCG(20261125, 1)), small: 900, large: 20}
+	w := &weekly{t: t, j: j, rnd: rand.New(rand.NewPCG(20261125, 1))}
 	base := seal(t, j, false)
 	must(t, j.Forget(base, base))
 	var hourly, daily []Epoch
@@ -148,9 +149,43 @@ func TestAWeekWithoutAPeerTakesWhatItsFilesTake(t *testing.T) {
 		tended(t, j)
 		if hour%24 == 23 {
 			g := measure(j)
+			w.checkBounds(g)
 			t.Logf("%10d %12d %8d %8d %9.1fM %9.1fM %9.1fM", hour/24+1, w.operations, epochs, g.stats.Epochs,
 				mega(g.stats.StoreBytes), mega(g.stats.LogBytes), mega(g.heap))
 		}
+	}
+}
+
+// What the journal may take: of each file and name, once for the base and once for each seal that is held, what it can
+// say of it at the most; and, whatever there is, the store's tables in memory and on their way to the disk.
+const (
+	extentRoom = 8 // bytes of an extent in the store
+	inodeRoom  = 400
+	nameRoom   = 200
+	heldSeals  = keptHourly + keptDaily + 1
+	filesRoom  = smallFiles*(smallBlocks/2*extentRoom+inodeRoom) + largeFiles*(largeBlocks/2*extentRoom+inodeRoom) +
+		weeklyDirs*(2*weeklyNames*nameRoom+inodeRoom)
+	mostStore = 64<<20 + (1+heldSeals)*filesRoom
+	mostHeap  = 128 << 20
+)
+
+// checkBounds fails where the journal takes what no number of files explains.
+func (w *weekly) checkBounds(g growth) {
+	w.t.Helper()
+	if g.stats.StoreBytes > mostStore || g.stats.LogBytes > 16<<20 || g.heap > mostHeap {
+		w.t.Errorf("after %d operations the journal takes %d bytes in its store (at the most %d), %d in its logs, %d of memory (at the most %d)",
+			w.operations, g.stats.StoreBytes, mostStore, g.stats.LogBytes, g.heap, mostHeap)
+	}
+	w.j.mu.Lock()
+	defer w.j.mu.Unlock()
+	apart := 0
+	for n := range w.j.state.stored {
+		if w.j.active.epochs[n] == nil {
+			apart++
+		}
+	}
+	if apart > 2*heldSeals {
+		w.t.Errorf("%d epochs are kept apart for %d seals that are held", apart, len(w.j.state.held))
 	}
 }
 
