@@ -11,10 +11,11 @@ NETFAULT_ROUNDS ?= 200
 BENCH ?=
 CRASH_ROUNDS ?= 1000
 CRASH_SEED ?= 20261123
+GROWTH_OPERATIONS ?= 6000000
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test crash demo fuzz model faults soak netfault bench-mount bench-snapshot clean
+.PHONY: help build check test crash demo fuzz growth model faults soak netfault bench-mount bench-snapshot clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +57,10 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 			tail -n 1 <<<"$$said"; \
 		done; \
 	done
+
+growth: ## what a journal takes in a week without a peer, GROWTH_OPERATIONS (6000000) operations
+	TANDEMFS_GROWTH_OPERATIONS=$(GROWTH_OPERATIONS) go test -count=1 -v -timeout 2h \
+		-run '^TestAWeekWithoutAPeerTakesWhatItsFilesTake$$' ./journal
 
 model: ## random histories of snapshots against a model, for MODEL_SECONDS (3600) on each filesystem
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs iproute2

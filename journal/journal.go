@@ -188,6 +188,9 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 func (j *Journal) open() error {
+	if err := j.checkSpace(openReserve); err != nil { // before the mark says that it was open
+		return err
+	}
 	old, err := readMark(j.dir)
 	if err != nil {
 		return err

@@ -15,12 +15,17 @@ import (
 const (
 	// absorbRetry is how long the keeper waits after a failure.
 	absorbRetry = time.Second
+	// Reserve is what whoever fills the filesystem should leave to the journal, in bytes: so records of what is
+	// removed can be written even when it is full.
+	Reserve = 64 << 20
 	// storeReserve is the free space below which nothing is absorbed: Badger writes to mapped files without
 	// blocks of their own, and a full disk would end the process.
 	storeReserve = 48 << 20
 	// updateReserve is the same for a state, a map, or what is deleted: little, so that a snapshot that fills the
 	// disk can be deleted.
 	updateReserve = 2 << 20
+	// openReserve is the same for opening the store, which writes out what was in memory.
+	openReserve = 16 << 20
 )
 
 // The keeper is the journal's one background goroutine. It absorbs the frozen generation into the store,
@@ -234,7 +239,7 @@ func (j *Journal) sweep() error {
 	if err := j.foldSome(); err != nil {
 		return err
 	}
-	if j.keeper.deleted < compactAfter {
+	if j.keeper.deleted < compactAfter || j.checkSpace(storeReserve) != nil {
 		return nil
 	}
 	j.keeper.deleted = 0

@@ -262,7 +262,10 @@ func TestADiskWithoutRoomMakesWritersFailUntilThereIsSome(t *testing.T) {
 	var free atomic.Uint64
 	o := small()
 	o.freeSpace = func(string) (uint64, error) { return free.Load(), nil }
-	j := open(t, t.TempDir(), o)
+	free.Store(1 << 40)
+	dir := t.TempDir()
+	j := open(t, dir, o)
+	free.Store(updateReserve - 1)
 	var err error
 	for i := 0; i < 10000 && err == nil; i++ {
 		err = inside(j, func() error { return j.TouchMeta(ino(i), nil) })
@@ -270,8 +273,21 @@ func TestADiskWithoutRoomMakesWritersFailUntilThereIsSome(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("a full disk: %v", err)
 	}
+	if err := j.SetState("k", []byte("v")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a state on a full disk: %v", err)
+	}
 	free.Store(1 << 40)
 	eventually(t, "touches work again", func() bool {
 		return inside(j, func() error { return j.TouchMeta(ino(20000), nil) }) == nil
 	})
+	must(t, j.Close())
+	free.Store(openReserve - 1)
+	if _, err := Open(dir, o); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("an opening on a full disk: %v", err)
+	}
+	free.Store(1 << 40)
+	j = open(t, dir, o)
+	if len(inodesOf(t, j, 0, seal(t, j, false))) == 0 {
+		t.Error("the records are gone")
+	}
 }

@@ -210,6 +210,9 @@ func (s *store) update(f func(txn *badger.Txn) error) error {
 
 // batch writes without a bound on the amount; a crash may leave a part of it.
 func (s *store) batch(f func(b *badger.WriteBatch) error) error {
+	if err := s.room(updateReserve); err != nil {
+		return err
+	}
 	b := s.db.NewWriteBatch()
 	b.SetMaxPendingTxns(2)
 	defer b.Cancel()

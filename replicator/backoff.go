@@ -9,6 +9,9 @@ import (
 const (
 	shortestPause = 100 * time.Millisecond
 	longestPause  = 30 * time.Second
+	// longestFull is the longest while a disk is full: its owner waits for the transfer to go on. Until there is room
+	// a try costs an answer.
+	longestFull = 5 * time.Second
 )
 
 // backoff grows the pauses between failures. The zero value starts with the shortest.

@@ -12,12 +12,28 @@ import (
 // errRefused says that the target will not take what the source wants to send.
 var errRefused = errors.New("refused")
 
+// errFull says that a disk has no room.
+var errFull = errors.New("no space left")
+
+// full reports whether an error passes by itself once there is room on a disk.
+func full(err error) bool {
+	return errors.Is(err, errFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// failedJob is what a job is after an error that is not the network's.
+func failedJob(err error) JobState {
+	if full(err) {
+		return JobNoSpace
+	}
+	return JobFailed
+}
+
 // class tells the source what kind of error ended a transfer on the target.
 func class(err error) wire.Class {
 	var errno syscall.Errno
 	var path *fs.PathError
 	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case full(err):
 		return wire.ClassNoSpace
 	case errors.Is(err, errRefused):
 		return wire.ClassRefused
@@ -37,5 +53,9 @@ func (f failure) Unwrap() error { return f.err }
 
 // failedThere is what the target has reported.
 func failedThere(f wire.Failed) error {
-	return failure{fmt.Errorf("on the target (%s): %s", f.Class, wire.Printable(f.Text))}
+	text := wire.Printable(f.Text)
+	if f.Class == wire.ClassNoSpace {
+		return failure{fmt.Errorf("%w on the target: make room there, and the transfer goes on by itself (%s)", errFull, text)}
+	}
+	return failure{fmt.Errorf("on the target (%s): %s", f.Class, text)}
 }

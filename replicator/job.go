@@ -65,7 +65,10 @@ func (m *Manager) job(ctx context.Context, r *relationship) {
 		wait := pause.next()
 		state := JobDisconnected
 		if errors.As(err, new(failure)) {
-			state = JobFailed
+			state = failedJob(err)
+		}
+		if state == JobNoSpace {
+			wait = min(wait, longestFull)
 		}
 		if r.snapshot().State == StateAwaitingAuthorization {
 			state = JobWaiting
@@ -95,7 +98,7 @@ func (m *Manager) connect(ctx context.Context, r *relationship, pause *backoff) 
 	conn.CountInto(&r.wire)
 	s := &sourceSession{m: m, r: r, origin: o, conn: conn, pause: pause, replies: make(chan any, 4)}
 	err = s.run(ctx)
-	if s.came.Load() && !errors.Is(err, errUnreadable) {
+	if s.came.Load() && !errors.Is(err, errUnreadable) && !full(err) {
 		pause.reset()
 	}
 	return err

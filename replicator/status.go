@@ -37,7 +37,8 @@ const (
 	JobDisconnected JobState = "disconnected" // the peer cannot be reached; RetryAt says when it is tried again
 	JobWaiting      JobState = "waiting"      // for authorization
 	JobDisabled     JobState = "disabled"
-	JobFailed       JobState = "failed" // the last try failed for a reason that is not the network; it is tried again
+	JobNoSpace      JobState = "no-space" // a disk is full, LastError says whose; it goes on by itself when there is room
+	JobFailed       JobState = "failed"   // the last try failed for a reason that is not the network; it is tried again
 )
 
 // End describes one side of a relationship, as either side knows it.

@@ -126,7 +126,7 @@ func (s *targetSession) over() {
 	s.r.mu.Lock()
 	if s.r.target.session == s {
 		s.r.target.session, s.r.target.behind = nil, nil
-		if s.r.job != JobFailed { // the source tries again, and until then that is what there is to say
+		if s.r.job != JobFailed && s.r.job != JobNoSpace { // the source tries again, and until then that is what there is to say
 			s.r.job = restingJob(s.r.rec)
 		}
 	}
@@ -157,6 +157,11 @@ func (s *targetSession) open(m *Manager, a wire.Attach) error {
 		return err
 	}
 	s.r.trust(vol)
+	if s.applier.memory.Dirty && s.r.wasFull() {
+		if err := vol.Room(); err != nil { // nothing is sent only to be thrown away
+			return err
+		}
+	}
 	if err := showOnly(vol, s.applier.memory.Own); err != nil {
 		return err
 	}
@@ -173,6 +178,13 @@ func (s *targetSession) open(m *Manager, a wire.Attach) error {
 	s.r.setJob(JobIdle)
 	s.conn.AllowRecords()
 	return s.conn.Send(wire.TypePosition, pos)
+}
+
+// wasFull reports whether the last transfer ran out of room.
+func (r *relationship) wasFull() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.job == JobNoSpace
 }
 
 // distrusts reports whether the volume's journal was opened after a power cut and no session has dealt
@@ -324,7 +336,10 @@ func (s *targetSession) stop(err error) error {
 // fail tells the source, and gives it the time to hear it: what it goes on sending meanwhile is not wanted.
 func (s *targetSession) fail(err error) error {
 	s.r.meter.finish(time.Now(), false, work{}, s.r.wire.Load())
-	s.r.fail(JobFailed, err, time.Time{})
+	if full(err) {
+		err = fmt.Errorf("%w on this node: make room, and the transfer goes on by itself: %w", errFull, err)
+	}
+	s.r.fail(failedJob(err), err, time.Time{})
 	if s.conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: err.Error()}) == nil {
 		s.drain(time.After(lastWord))
 	}

@@ -376,3 +376,13 @@ func (v *tree) powerCut(t testing.TB) {
 	t.Cleanup(func() { j.Close() })
 	v.j, v.dir = j, copied
 }
+
+func (v *tree) Room() error {
+	v.mu.Lock()
+	broken := v.broken
+	v.mu.Unlock()
+	if broken != nil {
+		return broken("room")
+	}
+	return nil
+}

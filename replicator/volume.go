@@ -100,6 +100,8 @@ type Target interface {
 	// Commit makes all that was applied durable and seals it: the epoch returned is the target's own
 	// number for this recovery point.
 	Commit() (journal.Epoch, error)
+	// Room gives an error that wraps syscall.ENOSPC where the filesystem has too little room for a transfer.
+	Room() error
 	// Freeze makes readers go on seeing what they see now, whatever is applied, until Publish or Thaw.
 	Freeze() error
 	// Publish makes readers see a seal that Commit gave: all of it, at once. One that is not newer than what

@@ -88,6 +88,9 @@ func (v *Volume) makeRoom(d *openInode, name string) error {
 
 // createAt makes the inode and notes it. A regular file stays open in the cache for the data that follows.
 func (v *Volume) createAt(dirfd int, name string, mode uint32, rdev uint64, symlink string) (id journal.Ident, err error) {
+	if err := v.roomFor(smallRoom); err != nil {
+		return id, err
+	}
 	fd := -1
 	switch kind := mode & unix.S_IFMT; kind {
 	case unix.S_IFREG:
@@ -471,6 +474,9 @@ func (f *ApplyFile) change(e journal.Extent, call func() error) error {
 
 // WriteAt is io.WriterAt.
 func (f *ApplyFile) WriteAt(p []byte, off int64) (n int, err error) {
+	if err := f.v.roomToWrite(f.o, off, int64(len(p))); err != nil {
+		return 0, err
+	}
 	err = f.change(journal.Extent{Off: off, End: off + int64(len(p))}, func() (err error) {
 		n, err = sys.WriteAt(f.o.fd, p, off)
 		return err

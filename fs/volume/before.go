@@ -22,7 +22,10 @@ func (o *openInode) Image() (journal.Image, error) {
 // Keep is journal.Before's. Where there is no room, views that nobody asked for by name are given up; when
 // only such views needed the copy, the change goes on without it.
 func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
-	err := o.v.before.keep(n, o.id, o.fd, x)
+	err := o.roomToKeep(x)
+	if err == nil {
+		err = o.v.before.keep(n, o.id, o.fd, x)
+	}
 	if err == nil {
 		o.v.freeIfUseless()
 		return nil
@@ -32,6 +35,16 @@ func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
 	}
 	o.v.log.Warn("no room for what a transfer would need of the volume as it was: the transfer starts anew", "error", err)
 	return nil
+}
+
+// roomToKeep gives ENOSPC where a copy of x, as far as the file reaches, would take what the journal needs.
+func (o *openInode) roomToKeep(x journal.Extents) error {
+	var n Inode
+	if err := o.v.statOpen(o, &n); err != nil {
+		return err
+	}
+	within := x.Intersect(journal.Extent{Off: 0, End: int64(n.Stat.Size)})
+	return o.v.roomFor(within.Len())
 }
 
 // Where is journal.Before's.

@@ -55,6 +55,9 @@ func (v *Volume) Write(id journal.Ident, pieces [][]byte, off int64, killPriv bo
 	for _, p := range pieces {
 		size += len(p)
 	}
+	if err := v.roomToWrite(o, off, int64(size)); err != nil {
+		return 0, err
+	}
 	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + int64(size)}, o); err != nil {
 		return 0, err
 	}
@@ -88,6 +91,11 @@ func (v *Volume) Allocate(id journal.Ident, mode uint32, off, length int64, kill
 	if off < 0 || length <= 0 || off > journal.MaxOffset-length {
 		return unix.EINVAL
 	}
+	if mode&unix.FALLOC_FL_PUNCH_HOLE == 0 {
+		if err := v.roomToWrite(o, off, length); err != nil {
+			return err
+		}
+	}
 	if err := v.journal.TouchData(id, journal.Extent{Off: off, End: off + length}, o); err != nil {
 		return err
 	}
@@ -114,6 +122,9 @@ func (v *Volume) Copy(in journal.Ident, offIn int64, out journal.Ident, offOut i
 	}
 	defer v.open.put(to)
 	n = min(n, maxCopy, journal.MaxOffset-offOut)
+	if err := v.roomToWrite(to, offOut, n); err != nil {
+		return 0, err
+	}
 	if err := v.journal.TouchData(out, journal.Extent{Off: offOut, End: offOut + n}, to); err != nil {
 		return 0, err
 	}
@@ -145,6 +156,3 @@ func (v *Volume) Fsync(id journal.Ident, dir, dataOnly bool) error {
 	defer v.open.put(o)
 	return sys.Fsync(o.fd, dataOnly)
 }
-
-// Statfs tells of the backing filesystem.
-func (v *Volume) Statfs(st *unix.Statfs_t) error { return v.backing.Statfs(st) }

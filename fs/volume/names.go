@@ -114,7 +114,7 @@ func (v *Volume) touchNew(d *openInode, name string) error {
 
 // make runs a creating call for a name, with the directory marked before and the inode noted after.
 func (v *Volume) make(dir journal.Ident, name string, c Caller, out *Inode, call func(dirfd int) error) error {
-	if err := v.enter(); err != nil {
+	if err := v.enterFor(smallRoom); err != nil {
 		return err
 	}
 	defer v.leave()
@@ -213,7 +213,7 @@ func (v *Volume) CreateFile(dir journal.Ident, name string, mode uint32, c Calle
 
 // Tmpfile makes a regular file without a name (O_TMPFILE), which lives until Forget or gets one by Link.
 func (v *Volume) Tmpfile(dir journal.Ident, mode uint32, c Caller, out *Inode) error {
-	if err := v.enter(); err != nil {
+	if err := v.enterFor(smallRoom); err != nil {
 		return err
 	}
 	defer v.leave()

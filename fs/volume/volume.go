@@ -113,6 +113,7 @@ type Volume struct {
 	snapshots snapshots
 	diffs     diffs
 	reclaimer reclaimer
+	room      room
 }
 
 // Open opens a directory as a volume. The directory is held by descriptor from here on, so a mount may

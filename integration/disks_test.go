@@ -1,0 +1,261 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/integration/lab"
+	"tandemfs/integration/tree"
+)
+
+// noise is content that does not compress, another for each purpose.
+func noise(n int, purpose byte) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{purpose}).Read(b)
+	return b
+}
+
+// freeOn is how many bytes a filesystem has free.
+func freeOn(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	check(t, unix.Statfs(path, &st))
+	return int64(st.Bfree) * st.Bsize
+}
+
+// ballast takes space on the disk of a backing directory, beside it, until so much is left; the function gives it back.
+func ballast(t *testing.T, backing string, left int64) (release func()) {
+	t.Helper()
+	path := filepath.Join(filepath.Dir(backing), "ballast")
+	f, err := os.Create(path)
+	check(t, err)
+	defer f.Close()
+	for size, step := int64(0), int64(64<<20); step >= 4096; {
+		if freeOn(t, backing)-step < left || unix.Fallocate(int(f.Fd()), 0, size, step) != nil {
+			step /= 2
+			continue
+		}
+		size += step
+	}
+	check(t, f.Sync())
+	return func() { check(t, os.Remove(path)) }
+}
+
+// noSpace waits until both ends say that the target's disk is full.
+func noSpace(t *testing.T, pair *lab.Pair) {
+	t.Helper()
+	for _, n := range []*lab.Node{pair.Source, pair.Target} {
+		pair.Await(n, time.Minute, "paused", func(s statusOf) error {
+			if s.Job != "no-space" || !strings.Contains(s.LastError, "make room") {
+				return fmt.Errorf("the job is %s, the error %q", s.Job, s.LastError)
+			}
+			return nil
+		})
+	}
+}
+
+// The target's disk is full: the transfer pauses, and goes on by itself where it was.
+func TestAFullTargetPausesAndGoesOn(t *testing.T) {
+	for _, kind := range []string{lab.Ext4, lab.XFS} {
+		t.Run(kind, func(t *testing.T) {
+			a, b := two(t)
+			source := newVolume(t, a, "data", kind, smallDisk, grow(t, 200))
+			target := newVolume(t, b, "copy", kind, gib/2, nil)
+			pair := relate(t, source, target)
+			sameCopy(t, "at first", source, target, pair)
+			before := scan(t, target.Mount)
+			point := pair.Status(a).RecoveryPoint.Epoch
+			const size = 150 << 20
+			release := ballast(t, target.Backing, 130<<20)
+			check(t, os.WriteFile(filepath.Join(source.Mount, "large"), noise(size, 1), 0o644))
+			write(t, "small", source.Mount, "small")
+			noSpace(t, pair)
+			sent := pair.Status(a).TotalWireBytes
+			time.Sleep(8 * time.Second) // a try or two
+			s := pair.Status(a)
+			if s.RecoveryPoint.Epoch != point || s.TotalWireBytes-sent > 1<<20 {
+				t.Errorf("while the disk is full %d bytes were sent, and the recovery point went from %d to %d", s.TotalWireBytes-sent, point, s.RecoveryPoint.Epoch)
+			}
+			sameTrees(t, "while the disk is full", before, scan(t, target.Mount), tree.Options{})
+			release()
+			start := time.Now()
+			sameCopy(t, "when there is room again", source, target, pair)
+			if took := time.Since(start); took > 30*time.Second {
+				t.Errorf("it took %v to go on", took)
+			}
+			if all := pair.Status(a).TotalWireBytes; all > size*5/4 {
+				t.Errorf("%d bytes were sent for %d", all, size)
+			}
+		})
+	}
+}
+
+// Inodes run out like blocks.
+func TestATargetWithoutInodesPausesAndGoesOn(t *testing.T) {
+	a, b := two(t)
+	source := newVolume(t, a, "data", lab.Ext4, smallDisk, nil)
+	target := newVolume(t, b, "copy", lab.Ext4, gib/4, nil)
+	pair := relate(t, source, target)
+	sameCopy(t, "at first", source, target, pair)
+	beside := lab.MakeDir(t, filepath.Dir(target.Backing), "beside")
+	var err error
+	for i := 0; err == nil; i++ {
+		err = unix.Mknod(filepath.Join(beside, fmt.Sprint(i)), unix.S_IFIFO|0o600, 0)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		write(t, "content", source.Mount, fmt.Sprint("f", i))
+	}
+	noSpace(t, pair)
+	check(t, os.RemoveAll(beside))
+	sameCopy(t, "when there are inodes again", source, target, pair)
+}
+
+// The source's disk is full: writers see it, nothing else breaks, and what was written is replicated. Things can
+// be removed through the mount, however full the disk is for it.
+func TestAFullSourceBreaksNothing(t *testing.T) {
+	for _, kind := range []string{lab.Ext4, lab.XFS, lab.Btrfs} {
+		t.Run(kind, func(t *testing.T) {
+			a, b := two(t)
+			source := newVolume(t, a, "data", kind, gib/2, grow(t, 200))
+			target := newVolume(t, b, "copy", kind, gib, nil)
+			pair := relate(t, source, target)
+			chunk := noise(1<<20, 2)
+			files := 0
+			fill := func() {
+				t.Helper()
+				for ; ; files++ {
+					err := os.WriteFile(filepath.Join(source.Mount, fmt.Sprint("f", files)), chunk, 0o644)
+					if errors.Is(err, unix.ENOSPC) {
+						return
+					}
+					check(t, err)
+					if files > 1000 {
+						t.Fatal("the disk does not get full")
+					}
+				}
+			}
+			for range 3 {
+				fill()
+				pair.Quiet(2 * time.Minute)
+				sameTrees(t, "while the source is full", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
+				for range 20 {
+					files--
+					check(t, os.Remove(filepath.Join(source.Mount, fmt.Sprint("f", files))))
+				}
+			}
+			release := ballast(t, source.Backing, 0) // somebody else takes what was left
+			if err := os.WriteFile(filepath.Join(source.Mount, "more"), chunk, 0o644); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("a write on a disk without a block: %v", err)
+			}
+			for i := range 50 {
+				check(t, os.Remove(filepath.Join(source.Mount, fmt.Sprint("f", i))))
+			}
+			if got, err := os.ReadFile(filepath.Join(source.Mount, "f60")); err != nil || !bytes.Equal(got, chunk) {
+				t.Errorf("a read: %v", err)
+			}
+			release()
+			write(t, "after all", source.Mount, "after")
+			pair.Quiet(2 * time.Minute)
+			sameTrees(t, "when there is room again", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
+			if !a.Running() || !b.Running() {
+				t.Error("a daemon has ended")
+			}
+		})
+	}
+}
+
+// The node's own folder is on a full disk: what would change it is refused in words, what runs goes on.
+func TestAFullStateFolderIsToldAndLosesNothing(t *testing.T) {
+	source, target, pair := replicated(t, smallDisk, grow(t, 50))
+	pair.Quiet(time.Minute)
+	a := source.Node
+	a.Stop()
+	state := filepath.Join(lab.Disk(t, lab.Ext4, 64<<20), "state")
+	check(t, os.CopyFS(state, os.DirFS(a.State)))
+	for _, name := range []string{"", "relationships"} {
+		check(t, os.Chmod(filepath.Join(state, name), 0o700))
+	}
+	a.State = state
+	a.Start()
+	release := ballast(t, state, 0)
+	filler := write(t, "", filepath.Dir(state), "last")
+	for f, err := os.OpenFile(filler, os.O_WRONLY|os.O_APPEND, 0); err == nil; _, err = f.Write(make([]byte, 4096)) {
+	}
+	other := lab.MakeDir(t, lab.Disk(t, lab.Ext4, smallDisk), "other")
+	for _, args := range [][]string{
+		{"volume", "create", "other", other, "--mount", lab.MakeDir(t, lab.Dir(t), "other")},
+		{"relationship", "disable", pair.ID},
+	} {
+		if r := a.Run(args...); r.Code == 0 || !strings.Contains(r.Stderr, "no space left") {
+			t.Errorf("%v on a full disk: exit code %d, %q", args, r.Code, r.Stderr)
+		}
+	}
+	write(t, "content", source.Mount, "written meanwhile")
+	sameCopy(t, "while the state folder is full", source, target, pair)
+	a.Kill()
+	a.Start()
+	sameCopy(t, "after a restart with a full state folder", source, target, pair)
+	release()
+	check(t, os.Remove(filler))
+	a.Must("relationship", "disable", pair.ID)
+	a.Must("relationship", "enable", pair.ID)
+	sameCopy(t, "when there is room again", source, target, pair)
+}
+
+// A file of which a block cannot be read holds the recovery point, and nothing else.
+func TestAFileOnASpoiltBlockDoesNotStopTheRest(t *testing.T) {
+	for _, kind := range []string{lab.Ext4, lab.XFS, lab.Btrfs} {
+		t.Run(kind, func(t *testing.T) {
+			a, b := two(t)
+			disk := lab.NewWeakDisk(t, kind, gib)
+			source := protect(t, a, "data", lab.MakeDir(t, disk.Path, "data"))
+			target := newVolume(t, b, "copy", lab.Ext4, gib, nil)
+			pair := relate(t, source, target)
+			point := pair.Quiet(time.Minute).RecoveryPoint.Epoch
+			for purpose, end := range map[byte]func(){
+				3: disk.Mend,
+				4: func() { check(t, os.Remove(filepath.Join(source.Mount, "bad"))) },
+			} {
+				b.Stop()
+				bad := noise(256<<10, purpose)
+				check(t, os.WriteFile(filepath.Join(source.Mount, "bad"), bad, 0o644))
+				check(t, os.WriteFile(filepath.Join(source.Mount, "good"), noise(8<<20, purpose+10), 0o644))
+				disk.Spoil(bad)
+				if _, err := os.ReadFile(filepath.Join(source.Mount, "bad")); !errors.Is(err, unix.EIO) {
+					t.Fatalf("the spoilt file gives %v", err)
+				}
+				b.Start()
+				s := pair.Await(a, time.Minute, "holding", func(s statusOf) error {
+					if s.Job != "failed" || s.Unreadable == nil {
+						return fmt.Errorf("the job is %s, the error %q", s.Job, s.LastError)
+					}
+					return nil
+				})
+				if s.Unreadable.Count != 1 || s.Unreadable.Files[0].Path != "bad" || !strings.Contains(s.LastError, `"bad" (input/output error)`) {
+					t.Errorf("%+v, %q", s.Unreadable, s.LastError)
+				}
+				if there := pair.Status(b); s.RecoveryPoint.Epoch != point || there.RecoveryPoint.Epoch != point || !strings.Contains(there.LastError, `"bad"`) {
+					t.Errorf("the recovery point was %d: source %+v, target %+v", point, s, there)
+				}
+				if got := mustRead(t, target.Backing, "good"); got != string(noise(8<<20, purpose+10)) {
+					t.Error("what can be read is not on the target")
+				}
+				end()
+				point = pair.Quiet(time.Minute).RecoveryPoint.Epoch
+				sameTrees(t, "in the end", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
+			}
+		})
+	}
+}
