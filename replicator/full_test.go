@@ -58,7 +58,7 @@ func TestAFullTargetPausesTheTransfer(t *testing.T) {
 	if took := time.Since(start); took > 2*longestFull {
 		t.Errorf("it took %v to go on", took)
 	}
-	if s := p.src.status(p.id); s.TotalWireBytes > size*5/4 {
+	if s := p.src.status(p.id); s.TotalWireBytes > size+20<<20 { // what was on its way when it stopped is lost
 		t.Errorf("%d bytes were sent for %d", s.TotalWireBytes, size)
 	}
 }
