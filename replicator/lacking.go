@@ -246,9 +246,10 @@ func (s *sourceSession) lacking(p pendingTransfer) []lacking {
 	return s.r.source.memory.Lacking
 }
 
-// gaps are those of a transfer so far. One that compares has none: what cannot be read stops it.
+// gaps are those of a transfer so far. One that compares has none, nor one to a target of a version that cannot keep
+// it: what cannot be read stops it.
 func (s *sourceSession) gaps(p pendingTransfer) gaps {
-	if p.Compare != nil {
+	if p.Compare != nil || !s.conn.Peer().Can(wire.FeatureIncomplete) {
 		return gaps{}
 	}
 	return gaps{list: p.Lacking, remember: func(list []lacking) error { return s.origin.leftOut(s.r, list) }}
@@ -260,8 +261,11 @@ func (s *sourceSession) agreeReached() error {
 	s.r.mu.Lock()
 	memory, reached := s.r.source.memory, journal.Epoch(s.pos.Reached)
 	s.r.mu.Unlock()
+	gaps := memory.Pending != nil && len(memory.Pending.Lacking) > 0
 	switch {
-	case reached != 0 && memory.Pending != nil && reached == memory.Pending.Epoch && len(memory.Pending.Lacking) > 0:
+	case gaps && !s.conn.Peer().Can(wire.FeatureIncomplete): // it could before
+		return s.origin.drop(s.r)
+	case gaps && reached == memory.Pending.Epoch:
 		return s.origin.reach(s.r) // the target's answer was not heard here
 	case reached == memory.Reached:
 		return nil

@@ -19,6 +19,9 @@ const (
 // FeatureCompare is what a node can do that compares: transfers with Begin.Compare, and Verify.
 const FeatureCompare = "compare"
 
+// FeatureIncomplete is what a target can do that keeps a transfer which left something out: Incomplete.
+const FeatureIncomplete = "incomplete"
+
 // Errors of the handshake.
 var (
 	// ErrNotTandem says that what answers is something else than a Tandem node.
