@@ -11,7 +11,7 @@ NETFAULT_ROUNDS ?= 200
 BENCH ?=
 CRASH_ROUNDS ?= 1000
 CRASH_SEED ?= 20261123
-GROWTH_OPERATIONS ?= 6000000
+GROWTH_OPERATIONS ?= 1000000
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
@@ -58,7 +58,7 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 		done; \
 	done
 
-growth: ## what a journal takes in a week without a peer, GROWTH_OPERATIONS (6000000) operations
+growth: ## what a journal takes in a week without a peer, GROWTH_OPERATIONS (1000000) operations
 	TANDEMFS_GROWTH_OPERATIONS=$(GROWTH_OPERATIONS) go test -count=1 -v -timeout 2h \
 		-run '^TestAWeekWithoutAPeerTakesWhatItsFilesTake$$' ./journal
 

@@ -11,11 +11,12 @@ import (
 )
 
 // A week without a peer: a relationship's base does not move, every try to reach the peer seals the epoch to see how
-// much it lacks, and snapshots come and go by policy. Time is simulated, the operations are real ones.
+// much it lacks, and snapshots come and go by policy. Time is simulated, the operations are real ones. A node tries up
+// to 120 times an hour; how often does not matter for what the journal takes, but for how long this does.
 const (
 	weekDays    = 7
 	weekHours   = 24 * weekDays
-	longTries   = 120 // an hour: the longest pause between two is 30 s
+	longTries   = 30
 	shortTries  = 6
 	keptHourly  = 24
 	keptDaily   = 7

@@ -279,7 +279,7 @@ func (j *Journal) foldSome() error {
 	}
 	defer j.folding.Unlock()
 	folded, err := 0, error(nil)
-	for more := true; more && folded < foldStep && err == nil; {
+	for more := true; more && folded < foldStep && err == nil && (folded == 0 || !j.absorbing()); {
 		if more, err = j.foldOne(); more && err == nil {
 			folded++
 		}
@@ -287,10 +287,15 @@ func (j *Journal) foldSome() error {
 	if folded == 0 {
 		return err
 	}
-	if folded == foldStep {
-		j.keeper.wake()
-	}
+	j.keeper.wake() // for more of them, or for writers who wait
 	return errors.Join(err, j.saveState())
+}
+
+// absorbing reports whether there is a generation to absorb: writers may wait for that.
+func (j *Journal) absorbing() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.frozen != nil
 }
 
 // foldOne makes one of two stored epochs, and reports whether there were two.
