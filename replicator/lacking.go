@@ -225,6 +225,9 @@ func (s *sourceSession) incomplete(ctx context.Context, p pendingTransfer, all w
 	if pos.Reached != uint64(p.Epoch) {
 		return fmt.Errorf("%w: the target has reached seal %d, not %d", wire.ErrFrame, pos.Reached, p.Epoch)
 	}
+	if s.pos.Reached == 0 { // the first of its kind: what failed before was something else
+		s.pause.reset()
+	}
 	return failure{errors.Join(cause, s.origin.reach(s.r))}
 }
 
