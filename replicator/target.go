@@ -126,7 +126,7 @@ func (s *targetSession) over() {
 	s.r.mu.Lock()
 	if s.r.target.session == s {
 		s.r.target.session, s.r.target.behind = nil, nil
-		if s.r.job != JobFailed && s.r.job != JobNoSpace { // the source tries again, and until then that is what there is to say
+		if !s.left && s.r.job != JobNoSpace { // else the source tries again, and until then that is what there is to say
 			s.r.job = restingJob(s.r.rec)
 		}
 	}
