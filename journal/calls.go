@@ -127,5 +127,14 @@ func freeSpace(dir string) (uint64, error) {
 	if err := again("statfs", func() error { return unix.Statfs(dir, &st) }); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return st.Bfree * uint64(st.Bsize), nil
+	return FreeBytes(&st), nil
+}
+
+// FreeBytes is what root can still write to a filesystem. Of what btrfs calls free some is for metadata only.
+func FreeBytes(st *unix.Statfs_t) uint64 {
+	free := st.Bfree
+	if st.Type == unix.BTRFS_SUPER_MAGIC {
+		free = min(free, st.Bavail)
+	}
+	return free * uint64(st.Bsize)
 }

@@ -35,7 +35,7 @@ func (v *Volume) roomFor(n int64) error {
 	if err := v.backing.Statfs(&st); err != nil {
 		return err
 	}
-	free := int64(st.Bfree)*st.Bsize - journal.Reserve - n
+	free := int64(journal.FreeBytes(&st)) - journal.Reserve - n
 	if free < 0 {
 		return unix.ENOSPC
 	}
@@ -73,7 +73,7 @@ func (v *Volume) Room() error {
 	if err := v.backing.Statfs(&st); err != nil {
 		return err
 	}
-	free := int64(st.Bfree) * st.Bsize
+	free := int64(journal.FreeBytes(&st))
 	if free < journal.Reserve+applyRoom {
 		return fmt.Errorf("the filesystem of %s has %d MiB free, at least %d are needed: %w", v.path, free>>20, (journal.Reserve+applyRoom)>>20, unix.ENOSPC)
 	}
