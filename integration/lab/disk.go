@@ -31,18 +31,12 @@ var mkfs = map[string]struct {
 // mounts it for as long as the test runs. It returns the mount point.
 func Disk(t T, kind string, size int64) string {
 	t.Helper()
-	path, device := mounted(t, kind, size, Dir(t))
-	device.Close() // the mount keeps it from here on
-	return path
-}
-
-// mounted makes the filesystem in dir, and gives its device too, which is the caller's to close.
-func mounted(t T, kind string, size int64, dir string) (path string, device *os.File) {
-	t.Helper()
+	dir := Dir(t)
 	device, err := loopDevice(dir, size)
 	if err != nil {
 		t.Fatalf("loop device: %v", err)
 	}
+	defer device.Close() // the mount keeps it from here on
 	how := mkfs[kind]
 	out, err := exec.Command(how.args[0], append(how.args[1:], device.Name())...).CombinedOutput()
 	if err != nil {
@@ -55,7 +49,7 @@ func mounted(t T, kind string, size int64, dir string) (path string, device *os.
 	if err := os.RemoveAll(filepath.Join(mountPoint, "lost+found")); err != nil {
 		t.Fatalf("empty the filesystem: %v", err)
 	}
-	return mountPoint, device
+	return mountPoint
 }
 
 // loopDevice attaches a new image in dir to a free loop device, which clears itself when nobody has it
