@@ -181,8 +181,8 @@ func (r *relationship) status() Status {
 		LastErrorTime: r.lastErrorTime, RetryAt: r.retryAt, Created: r.rec.Created,
 		Verified: VerifiedPoint{r.rec.VerifiedEpoch, r.rec.VerifiedTime},
 	}
-	if p := r.source.memory.Pending; p != nil && p.Compare != nil {
-		s.Progress.Comparing = p.Compare.Reason
+	if c := r.source.memory.comparing(); c != nil {
+		s.Progress.Comparing = c.Reason
 	}
 	if v := r.source.verify; v != nil {
 		short := v.Verification

@@ -62,7 +62,7 @@ type Count struct {
 // Progress is how far the running transfer is, or how the last one ended.
 type Progress struct {
 	First bool `json:"first"` // the first transfer of the relationship
-	// Comparing says why the transfer compares both sides, on the source; empty where it does not.
+	// Comparing says why the transfer, or the next one, compares both sides, on the source; empty where none does.
 	Comparing       string    `json:"comparing,omitempty"`
 	Started         time.Time `json:"started,omitzero"`
 	RunSeconds      float64   `json:"run_seconds"`
