@@ -12,10 +12,12 @@ BENCH ?=
 CRASH_ROUNDS ?= 1000
 CRASH_SEED ?= 20261123
 GROWTH_OPERATIONS ?= 1000000
+POWERCUT_ROUNDS ?= 200
+POWERCUT_SEED ?= 20261123
 MODEL_SECONDS ?= 3600
 SOAK_SECONDS ?= 3600
 
-.PHONY: help build check test crash demo fuzz growth model faults soak netfault bench-mount bench-snapshot clean
+.PHONY: help build check test crash powercut demo fuzz growth model faults soak netfault bench-mount bench-snapshot clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +41,11 @@ crash: ## CRASH_ROUNDS (1000) rounds of load, kill of a daemon, restart, compare
 	integration/install.sh e2fsprogs xfsprogs btrfs-progs acl attr iproute2 rsync
 	TANDEMFS_CRASH_ROUNDS=$(CRASH_ROUNDS) go test -count=1 -v -timeout 24h \
 		-run '^TestWhatWasKilledAtAnyMomentIsAsItWas$$' ./integration -seed $(CRASH_SEED)
+
+powercut: ## POWERCUT_ROUNDS (200) rounds of load, loss of power, recovery, compare; POWERCUT_SEED makes others
+	integration/install.sh e2fsprogs xfsprogs iproute2
+	TANDEMFS_POWERCUT_ROUNDS=$(POWERCUT_ROUNDS) go test -count=1 -v -timeout 24h \
+		-run '^TestPowerCutsLoseNothingThatWasSyncedAndNoCopyIsWrong$$' ./integration -seed $(POWERCUT_SEED)
 
 demo: ## two nodes on this machine: protect, replicate, change, fail over (KEEP=1 leaves them running)
 	integration/install.sh e2fsprogs

@@ -193,6 +193,7 @@ var occasions = []occasion{
 	{regexp.MustCompile(`^replicator/source`), "source", (*crash).nothing, 5},
 	{regexp.MustCompile(`^volume/(publish|turned)`), "", (*crash).restoreOrNot, 2},
 	{regexp.MustCompile(`^journal/(fold|absorb|logs)`), "", (*crash).snapshot, 2},
+	{regexp.MustCompile(`^journal/checkpoint`), "", (*crash).nothing, 1},
 	{regexp.MustCompile(``), "", (*crash).anything, 5},
 }
 
@@ -393,6 +394,12 @@ func (c *crash) agree(when string) {
 	}
 	c.sameSnapshots(c.source)
 	c.sameSnapshots(c.target)
+	c.catchUp()
+}
+
+// catchUp brings the trail to what the source is, and removes what nothing needs any more.
+func (c *crash) catchUp() {
+	c.t.Helper()
 	for c.ahead < len(c.behind) {
 		c.follow()
 	}

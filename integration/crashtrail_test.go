@@ -17,10 +17,20 @@ import (
 // point at which it dies before all is compared.
 func (c *crash) isOnTrail(dir string) error {
 	c.t.Helper()
+	off, err := c.offTrail(dir)
+	if off != "" {
+		c.t.Fatalf("round %d: %s", c.round, off)
+	}
+	return err
+}
+
+// offTrail is isOnTrail that tells what is wrong; "" if nothing is. The trail is at its end then.
+func (c *crash) offTrail(dir string) (string, error) {
+	c.t.Helper()
 	seen, err := c.copyOf(dir)
 	c.unused = append(c.unused, seen)
 	if err != nil {
-		return err
+		return "", err
 	}
 	got := scan(c.t, seen)
 	count, err := readCounter(seen)
@@ -32,7 +42,7 @@ func (c *crash) isOnTrail(dir string) error {
 		if now == count {
 			differences := c.fromTrail(got, seen)
 			if len(differences) == 0 {
-				return nil
+				return "", nil
 			}
 			near = append(append(near, fmt.Sprintf("to the state %d%s:", c.ahead, c.beforeCall())), differences...)
 			near = append(near, differentPages(seen, c.trail)...)
@@ -43,8 +53,8 @@ func (c *crash) isOnTrail(dir string) error {
 				near = append(near, "looked at again, it differs from the first look by:")
 				near = append(near, tree.Compare(got, again, tree.Options{})...)
 			}
-			c.t.Fatalf("round %d: %s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
-				c.round, dir, count, strings.Join(near, "\n"))
+			return fmt.Sprintf("%s, with counter %q, is at none of the source's states since the last look; the differences to those near it:\n%s",
+				dir, count, strings.Join(near, "\n")), nil
 		}
 		c.follow()
 	}

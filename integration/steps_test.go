@@ -34,6 +34,7 @@ type fileName struct {
 type call struct {
 	number int
 	what   string // for a report
+	file   string // of which the content or the attributes change; "" for other calls
 	do     func(dir string) error
 	// died gives what was done one after the other, at most, by a call during which the daemon died; shown is
 	// what there is since then. It is nil for a call that happens as a whole or not at all.
@@ -111,7 +112,10 @@ func (s *steps) change() call {
 	case len(s.files) < 5:
 		return s.newFile()
 	case kind < 10:
-		return s.changeContent(kind)
+		path := s.files[s.pick()].path
+		c := s.changeFile(path, kind)
+		c.file = path
+		return c
 	case kind < 16:
 		return s.changeNames(kind)
 	}
@@ -120,8 +124,7 @@ func (s *steps) change() call {
 
 func (s *steps) pick() int { return s.r.IntN(len(s.files)) }
 
-func (s *steps) changeContent(kind int) call {
-	path := s.files[s.pick()].path
+func (s *steps) changeFile(path string, kind int) call {
 	switch kind {
 	case 0:
 		size := s.r.Int64N(300_000)

@@ -31,25 +31,41 @@ var mkfs = map[string]struct {
 // mounts it for as long as the test runs. It returns the mount point.
 func Disk(t T, kind string, size int64) string {
 	t.Helper()
+	device, mountPoint := newDisk(t, kind, size)
+	device.Close() // the mount keeps it from here on
+	return mountPoint
+}
+
+// newDisk is Disk that leaves the device open.
+func newDisk(t T, kind string, size int64) (*os.File, string) {
+	t.Helper()
 	dir := Dir(t)
 	device, err := loopDevice(dir, size)
 	if err != nil {
 		t.Fatalf("loop device: %v", err)
 	}
-	defer device.Close() // the mount keeps it from here on
-	how := mkfs[kind]
-	out, err := exec.Command(how.args[0], append(how.args[1:], device.Name())...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", how.args[0], err, out)
-	}
 	mountPoint := MakeDir(t, dir, "disk")
-	if err := unix.Mount(device.Name(), mountPoint, kind, 0, how.mount); err != nil {
-		t.Fatalf("mount %s on %s: %v", kind, device.Name(), err)
+	if err := format(device.Name(), mountPoint, kind); err != nil {
+		device.Close()
+		t.Fatalf("%v", err)
+	}
+	return device, mountPoint
+}
+
+// format makes a filesystem and mounts it.
+func format(device, mountPoint, kind string) error {
+	how := mkfs[kind]
+	out, err := exec.Command(how.args[0], append(how.args[1:], device)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", how.args[0], err, out)
+	}
+	if err := unix.Mount(device, mountPoint, kind, 0, how.mount); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", kind, device, err)
 	}
 	if err := os.RemoveAll(filepath.Join(mountPoint, "lost+found")); err != nil {
-		t.Fatalf("empty the filesystem: %v", err)
+		return fmt.Errorf("empty the filesystem: %w", err)
 	}
-	return mountPoint
+	return nil
 }
 
 // loopDevice attaches a new image in dir to a free loop device, which clears itself when nobody has it

@@ -36,10 +36,16 @@ type Node struct {
 // if the test failed the end of its log is shown.
 func StartNode(t T, namespace *Namespace, name string) *Node {
 	t.Helper()
+	return startNode(t, namespace, name, filepath.Join(Dir(t), "state"))
+}
+
+// startNode is StartNode with the state folder at a given place.
+func startNode(t T, namespace *Namespace, name, state string) *Node {
+	t.Helper()
 	dir := Dir(t)
 	n := &Node{
 		Name: name, Namespace: namespace, t: t,
-		State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "socket"), Log: filepath.Join(dir, "log"),
+		State: state, Socket: filepath.Join(dir, "socket"), Log: filepath.Join(dir, "log"),
 	}
 	t.Cleanup(n.cleanup)
 	n.Start()

@@ -18,6 +18,7 @@ type Status struct {
 	Target    End    `json:"target"`
 	Progress  struct {
 		First           bool    `json:"first"`
+		Comparing       string  `json:"comparing"`
 		PercentComplete float64 `json:"percent_complete"`
 		RunSeconds      float64 `json:"run_seconds"`
 		Files           Count   `json:"files"`
