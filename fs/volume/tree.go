@@ -237,7 +237,7 @@ type listings struct {
 }
 
 type recentListing struct {
-	view int64 // its tag
+	view journal.Epoch
 	dir  journal.Ident
 	list listing
 }
@@ -248,33 +248,34 @@ const (
 	maxListedNames = 1 << 18
 )
 
-// get gives the listing that a position belongs to, and the tag of its view.
+// get gives the listing that a position belongs to, and the tag of its view. Views far apart may have the same tag,
+// those on either side of a power cut for instance: what begins with a view is of that view all the same.
 func (l *listings) get(w *View, dir journal.Ident, off int64) (listing, int64, error) {
-	view := tag(w.epoch)
 	if off >= firstPosition {
-		if list := l.find(off&^hashMask, dir); list != nil {
-			return list, off &^ hashMask, nil
+		if r, ok := l.find(dir, func(n journal.Epoch) bool { return tag(n) == off&^hashMask }); ok {
+			return r.list, tag(r.view), nil
 		}
 	}
-	if list := l.find(view, dir); list != nil {
-		return list, view, nil
+	if r, ok := l.find(dir, func(n journal.Epoch) bool { return n == w.epoch }); ok {
+		return r.list, tag(w.epoch), nil
 	}
 	list, err := w.list(dir)
 	if err == nil {
-		l.add(recentListing{view, dir, list})
+		l.add(recentListing{w.epoch, dir, list})
 	}
-	return list, view, err
+	return list, tag(w.epoch), err
 }
 
-func (l *listings) find(view int64, dir journal.Ident) listing {
+// find gives the newest remembered listing of a directory in a view that is asked for.
+func (l *listings) find(dir journal.Ident, of func(journal.Epoch) bool) (recentListing, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.recent {
-		if r.view == view && r.dir == dir {
-			return r.list
+	for _, r := range slices.Backward(l.recent) {
+		if r.dir == dir && of(r.view) {
+			return r, true
 		}
 	}
-	return nil
+	return recentListing{}, false
 }
 
 func (l *listings) add(r recentListing) {

@@ -409,3 +409,39 @@ func TestADirectoryThatIsRemovedWhileItIsReadHasNoNames(t *testing.T) {
 	must(t, os.Remove(dir))
 	must(t, eachName(int(f.Fd()), func(name string) error { return errors.New(name) }))
 }
+
+// Seals so far apart are in use at the same time after a power cut, when the numbers go on from a higher one.
+func TestViewsFarApartAreListedApart(t *testing.T) {
+	v := opened(t)
+	names := func(w *View) (names []string) {
+		must(t, viewTree{w}.ReadDir(v.Root(), 2, 0, func(e *sys.Dirent) bool {
+			names = append(names, string(e.Name))
+			return true
+		}))
+		return names
+	}
+	v.mustFile(t, v.Root(), "old", "")
+	old, err := v.Seal()
+	must(t, err)
+	defer old.Close()
+	if got := names(old); !slices.Equal(got, []string{"old"}) {
+		t.Errorf("the first view has %q", got)
+	}
+	v.mustFile(t, v.Root(), "new", "")
+	for v.journal.Epoch() < old.epoch+viewMask+1 {
+		_, err := v.journal.Seal(false)
+		must(t, err)
+	}
+	later, err := v.Seal()
+	must(t, err)
+	defer later.Close()
+	if tag(old.epoch) != tag(later.epoch) {
+		t.Fatalf("the epochs %d and %d have different tags", old.epoch, later.epoch)
+	}
+	if got := names(later); len(got) != 2 {
+		t.Errorf("the later view has %q", got)
+	}
+	if got := names(old); len(got) != 1 {
+		t.Errorf("the first view has %q", got)
+	}
+}
