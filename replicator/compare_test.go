@@ -401,3 +401,24 @@ func TestAVerificationCanBeSlowAndStopped(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+func TestNamesThatNobodyKnowsOfAreComparedAndNothingElseIsRead(t *testing.T) {
+	p := newPair(t).create()
+	fill(p.from)
+	p.same()
+	p.from.around(func() {
+		d := p.from.nodes[p.from.nodes[p.from.root].names["d"]]
+		d.names["moved"] = d.names["f3"]
+		delete(d.names, "f3")
+		delete(d.names, "f4")
+		p.from.doubts = 2
+	})
+	eventually(t, "it is compared", func() bool { return !p.to.at("d/moved").IsZero() })
+	p.same()
+	if n := p.content(); n != 0 {
+		t.Errorf("%d bytes of content were sent", n)
+	}
+	if p.from.NamesInDoubt() != 0 {
+		t.Error("the names are in doubt still")
+	}
+}

@@ -144,6 +144,9 @@ func (i *inventory) digest(f File, x journal.Extent) error {
 	return i.out.record(i.ctx, &wire.Record{Kind: wire.KindDigest, Off: x.Off, Len: x.Len(), Data: sum[:]})
 }
 
+// mostAsked bounds what a target asks for ahead: more than the files of the frames that can be under way.
+const mostAsked = 1 << 18
+
 // asked is what the target has asked for and has not been sent. Its methods may be called concurrently.
 type asked struct {
 	mu    sync.Mutex
@@ -160,7 +163,11 @@ func (a *asked) add(w wire.Want) error {
 	}
 	a.mu.Lock()
 	a.files = append(a.files, w.Files...)
+	waiting := len(a.files)
 	a.mu.Unlock()
+	if waiting > mostAsked {
+		return fmt.Errorf("%w: it asks for %d files, and does not wait for them", wire.ErrFrame, waiting)
+	}
 	if !w.Done {
 		return nil
 	}

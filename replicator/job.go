@@ -140,7 +140,7 @@ func (m *Manager) origin(name string) (*origin, error) {
 			members = append(members, r)
 		}
 	}
-	o, err := newOrigin(vol, members)
+	o, err := newOrigin(vol, members, m.log)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -18,6 +19,7 @@ import (
 // changes once, and forgets only what none of them needs. Its methods may be called concurrently.
 type origin struct {
 	vol  Volume
+	log  *slog.Logger
 	stop context.CancelFunc // ends watch
 
 	mu      sync.Mutex
@@ -57,8 +59,8 @@ func (e *sourceEnd) behind(now time.Time, left int64, point RecoveryPoint) *behi
 
 // newOrigin takes over a volume: the views that its relationships' pending transfers need are opened
 // again, and whatever else an earlier process held is let go.
-func newOrigin(vol Volume, members []*relationship) (*origin, error) {
-	o := &origin{vol: vol, members: map[string]*relationship{}}
+func newOrigin(vol Volume, members []*relationship, log *slog.Logger) (*origin, error) {
+	o := &origin{vol: vol, log: log, members: map[string]*relationship{}}
 	for _, r := range members {
 		if err := o.add(r); err != nil {
 			return nil, err
@@ -128,6 +130,8 @@ const (
 	reasonHolds  = "the target's volume had files before"
 	reasonAsked  = "somebody asked for it"
 	reasonRepair = "a verification found differences"
+	reasonAround = "names were changed in the source's directory around its mount"
+	reasonTwice  = "the target does not have what the transfers before have built on"
 )
 
 // compare makes the next transfer one that compares. With forget the target's recovery point is not known.
@@ -163,12 +167,20 @@ func (o *origin) remove(r *relationship) error {
 	return errors.Join(err, o.vol.Journal().SetState(sourceKey(r.id), nil), o.forget())
 }
 
-// watch passes the journal's word that something has changed to all members, until ctx ends.
+// watch passes the journal's word that something has changed to all members, until ctx ends; and the volume's, that
+// it cannot be told what.
 func (o *origin) watch(ctx context.Context) {
+	tick := time.NewTicker(doubtEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			if err := o.doubt(); err != nil {
+				o.log.Error("names that were changed around the mount", "volume", o.vol.Name(), "error", err)
+			}
+			continue
 		case <-o.vol.Journal().Changed():
 		}
 		now := time.Now()
@@ -178,6 +190,30 @@ func (o *origin) watch(ctx context.Context) {
 		}
 		o.mu.Unlock()
 	}
+}
+
+// doubtEvery is how often the volume is asked whether names are in doubt.
+const doubtEvery = time.Second
+
+// doubt has every member's next transfer compare both sides where names are in doubt.
+func (o *origin) doubt() error {
+	n := o.vol.NamesInDoubt()
+	if n == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	members := slices.Collect(maps.Values(o.members))
+	o.mu.Unlock()
+	for _, r := range members {
+		if r.snapshot().State != StateEstablished {
+			continue // its first transfer carries everything
+		}
+		if err := o.compare(r, comparison{Reason: reasonAround}, false); err != nil {
+			return err
+		}
+		r.wake()
+	}
+	return o.vol.NamesSettled(n)
 }
 
 // dirty notes a change and wakes the job.

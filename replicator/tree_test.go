@@ -39,6 +39,7 @@ type tree struct {
 	broken  func(op string) error // nil, or what an operation of the target fails with
 	unread  map[journal.Ident]error
 	commits int
+	doubts  uint64
 	hook    func() // nil, or called before a view is opened
 }
 

@@ -45,6 +45,19 @@ func (v *tree) View(n journal.Epoch) (View, error) {
 	return &treeView{v: v, epoch: n, nodes: nodes}, nil
 }
 
+func (v *tree) NamesInDoubt() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.doubts
+}
+
+func (v *tree) NamesSettled(n uint64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.doubts -= n
+	return nil
+}
+
 func (v *tree) Usage() (inodes, bytes int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

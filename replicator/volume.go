@@ -29,6 +29,10 @@ type Source interface {
 	View(journal.Epoch) (View, error)
 	// ReleaseUnclaimed lets go of the seals that an earlier process held and that View was not called for.
 	ReleaseUnclaimed()
+	// NamesInDoubt counts the times that names were changed, around the mount, without the journal being able to tell
+	// which; NamesSettled says that so many of them were dealt with, which Journal.Sync makes durable.
+	NamesInDoubt() uint64
+	NamesSettled(n uint64) error
 	// Usage gives the inodes and bytes in use on the backing filesystem below the volume as far as they are
 	// known without reading it all: a hint for the progress of a first transfer, not an exact figure.
 	Usage() (inodes, bytes int64)
