@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 )
 
@@ -283,7 +282,7 @@ func TestAStoreThatDoesNotOpenIsCalledCorrupt(t *testing.T) {
 	must(t, open(t, dir, Options{}).Close())
 	must(t, os.WriteFile(filepath.Join(dir, "store", "MANIFEST"), []byte("not a manifest at all"), 0o600))
 	_, err := Open(dir, Options{Logger: quiet})
-	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "move the journal's directory away") {
+	if !errors.Is(err, ErrCorrupt) {
 		t.Errorf("got %v", err)
 	}
 }
