@@ -33,9 +33,10 @@ import (
 const (
 	// maxActiveRate is how many inodes are put on the list in a second before it says "everything".
 	maxActiveRate = 64
-	// checkpointEvery is the time from one checkpoint to the next, and checkpointSoon where the list says
-	// "everything"; while nothing changes there is none.
+	// checkpointEvery is the time from one checkpoint to the next, checkpointSoon where the list says "everything",
+	// and checkpointIdle while nothing changes: so that since tells about when a machine was last alive.
 	checkpointEvery = 30 * time.Second
+	checkpointIdle  = 5 * time.Minute
 	checkpointSoon  = 10 * time.Second
 	checkpointTick  = time.Second
 	// clockGrain is more than the kernel's time stamps lag behind the clock.
@@ -375,6 +376,7 @@ func (a *activity) start(j *Journal) {
 		tick := time.NewTicker(checkpointTick)
 		defer tick.Stop()
 		var last time.Time
+		alive := time.Now() // the last checkpoint, or the start
 		operations := uint64(0)
 		for {
 			select {
@@ -383,13 +385,14 @@ func (a *activity) start(j *Journal) {
 			case <-tick.C:
 			}
 			now := j.Operations()
-			if !a.due(time.Since(last), now != operations) {
+			if !a.due(time.Since(last), now != operations) && time.Since(alive) < checkpointIdle {
 				continue
 			}
 			if err := j.checkpoint(); err != nil {
 				j.options.Logger.Warn("journal: cannot make a checkpoint, trying again", "dir", j.dir, "error", err)
 			}
 			last, operations = time.Now(), now
+			alive = last
 		}
 	})
 }

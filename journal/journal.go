@@ -224,9 +224,6 @@ func (j *Journal) open() error {
 	if err := j.openLogs(sameBoot); err != nil {
 		return err
 	}
-	if rebuilt { // no journal of this identity has come so far
-		reserved = Epoch(time.Now().UnixMilli()) << 10
-	}
 	if j.mark.Lost {
 		if err := j.skip(reserved); err != nil {
 			return err
@@ -241,8 +238,8 @@ func (j *Journal) open() error {
 // skip ends the current epoch and begins the first that cannot have been given before: a power cut may have
 // taken the records of seals which a peer knows of.
 func (j *Journal) skip(reserved Epoch) error {
-	if reserved == 0 {
-		reserved = j.state.epoch + lostStep
+	if reserved == 0 { // no journal of this identity has come so far
+		reserved = max(j.state.epoch+lostStep, Epoch(time.Now().UnixMilli())<<10)
 	}
 	j.state.epoch = max(j.state.epoch, reserved)
 	if err := j.saveState(); err != nil {

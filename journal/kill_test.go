@@ -135,10 +135,13 @@ func afterKill(t *testing.T, dir string, m *model, given []action, done, round i
 	for _, a := range given[:done] {
 		m.apply(a)
 	}
+	seal := action{kind: "seal"} // so that what was on the way is seen too
+	must(t, seal.run(j))
 	differences := ""
 	for i := done; ; i++ {
 		now := m.clone()
 		now.restarted()
+		now.apply(seal)
 		d := now.diff(t, j)
 		if d == "" {
 			return now

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -87,7 +88,7 @@ func (a *applier) position() wire.Position {
 
 // begin prepares for a transfer's records, or refuses them. sourceID is the source volume's; ask asks the source
 // of a transfer that compares.
-func (a *applier) begin(b wire.Begin, sourceID string, ask func(wire.Want) error) error {
+func (a *applier) begin(ctx context.Context, b wire.Begin, sourceID string, ask func(wire.Want) error) error {
 	c, m := b.Cursor, &a.memory
 	if err := errors.Join(a.admit(b, sourceID), a.endCompare()); err != nil {
 		return err
@@ -107,7 +108,7 @@ func (a *applier) begin(b wire.Begin, sourceID string, ask func(wire.Want) error
 	m.Dirty = true
 	root := journal.Ident{Ino: b.RootIno, Gen: b.RootGen}
 	if b.Compare {
-		if err := a.compareWith(root, ask); err != nil {
+		if err := a.compareWith(ctx, root, ask); err != nil {
 			return err
 		}
 	}

@@ -208,7 +208,6 @@ func TestAComparisonThatIsCutGoesOn(t *testing.T) {
 	h.run(150)
 	p.same()
 	p.src.stop()
-	no(p.from.j.SetState(sourceKey(p.id), nil)) // so that the two do not fit
 	h.run(100)
 	cut := int64(3000)
 	c.setCut(func() int64 {
@@ -217,6 +216,9 @@ func TestAComparisonThatIsCutGoesOn(t *testing.T) {
 	})
 	before := c.cuts.Load()
 	p.src.start()
+	if _, err := p.src.Reconcile(background, p.id); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "it breaks several times", func() bool {
 		return c.cuts.Load() >= before+4 || p.src.status(p.id).RecoveryPoint.Epoch != 0
 	})
@@ -400,4 +402,83 @@ func TestAVerificationCanBeSlowAndStopped(t *testing.T) {
 	if v := p.verified(); v.State == VerifyDone {
 		t.Errorf("%+v", v)
 	}
+}
+
+// Two histories of one volume give the same numbers to other seals.
+func TestASealOfAnotherHistoryIsNotTakenForThePendingOne(t *testing.T) {
+	p := newPair(t).create()
+	fill(p.from)
+	p.same()
+	p.src.stop()
+	p.dst.stop()
+	var there targetMemory
+	no(recall(p.to.j, targetKey(p.id), &there))
+	var here sourceMemory
+	no(recall(p.from.j, sourceKey(p.id), &here))
+	p.from.file(p.from.root, "more", "more")
+	v, err := p.from.Seal()
+	no(err)
+	here.Pending = &pendingTransfer{Base: here.Epoch, Epoch: v.Epoch(), Time: time.Now()}
+	here.Given = v.Epoch()
+	no(remember(p.from.j, sourceKey(p.id), here))
+	there.Epoch, there.Time = uint64(v.Epoch()), time.Now().Add(-time.Hour)
+	no(remember(p.to.j, targetKey(p.id), there))
+	p.dst.start()
+	p.src.start()
+	p.same()
+	if p.to.at("more").IsZero() {
+		t.Error("what only one history has was not sent")
+	}
+}
+
+// A machine that was put back to an image of itself says that power was lost, and that is not all.
+func TestARollbackOfTheSourceIsNotTakenForAPowerCut(t *testing.T) {
+	p := newPair(t).create()
+	fill(p.from)
+	p.same()
+	eventually(t, "the journal has a first checkpoint", func() bool { return !p.from.j.Active().Since.IsZero() })
+	kept := p.from.keepJournal(t)
+	p.src.stop()
+	p.from.loseJournal(t, kept)
+	var there targetMemory
+	p.dst.stop()
+	no(recall(p.to.j, targetKey(p.id), &there))
+	there.Epoch, there.Time = there.Epoch+50, time.Now().Add(lostWithin+time.Minute)
+	no(remember(p.to.j, targetKey(p.id), there))
+	p.dst.start()
+	p.src.start()
+	eventually(t, "the source refuses", func() bool {
+		s := p.src.status(p.id)
+		return s.Job == JobFailed && strings.Contains(s.LastError, "put back to an earlier state")
+	})
+	if _, err := p.src.Reconcile(background, p.id); err != nil {
+		t.Fatal(err)
+	}
+	p.same()
+}
+
+// A file made after the recovery point, of which the target got an earlier form, is compared after a power cut.
+func TestWhatWasNewInAnInterruptedTransferIsCompared(t *testing.T) {
+	p := newPair(t).create()
+	p.same()
+	p.to.setBroken(func(op string) error {
+		if op == "commit" {
+			return errIO
+		}
+		return nil
+	})
+	f := p.from.file(p.from.root, "f", incompressible(1<<18))
+	eventually(t, "the transfer fails at its end", func() bool { return p.src.status(p.id).Job == JobFailed })
+	p.src.stop()
+	mtime := p.from.nodes[f].attr.Mtime
+	p.from.write(f, 5000, "later")
+	p.from.around(func() { p.from.nodes[f].attr.Mtime = mtime })
+	no(p.from.j.Close()) // closed, and opened again: it lists nothing
+	j, err := journal.Open(p.from.dir, journal.Options{BootID: fmt.Sprint("boot ", p.from.boots)})
+	no(err)
+	p.from.j = j
+	p.from.powerCut(t)
+	p.to.setBroken(nil)
+	p.src.start()
+	p.same()
 }

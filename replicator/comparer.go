@@ -3,6 +3,7 @@ package replicator
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 // first, their names in order. Of a file whose content may differ it asks the source for digests, which come
 // later. It is used by one goroutine.
 type comparer struct {
+	ctx  context.Context
 	view View
 	ids  *journal.Map
 	act  reaction
@@ -32,6 +34,7 @@ type comparer struct {
 
 	in     []*listing                      // the directories that the inventory is in
 	wanted map[journal.Ident]*comparedFile // asked for, and not there yet
+	byName map[journal.Ident]journal.Ident // what was found by its name, and is not in the map
 	file   *comparedFile                   // whose digests are coming
 	want   wire.Want                       // to be asked for
 	ranges int                             // in want
@@ -53,7 +56,7 @@ type reaction interface {
 	// misplaced: the name stands for something else, or for nothing.
 	misplaced(at *listing, name string, here, stands journal.Ident) error
 	// attributes: they differ, or those of what was changed just now have to be set.
-	attributes(path string, from, here journal.Ident, image journal.Image) error
+	attributes(path func() string, from, here journal.Ident, image journal.Image) error
 	// content: it differs in x. Extents that are given back are asked for, and the attributes set after them.
 	content(f *comparedFile, x journal.Extents) (journal.Extents, error)
 }
@@ -61,17 +64,19 @@ type reaction interface {
 // listing is a directory while the inventory goes through it.
 type listing struct {
 	there, here journal.Ident // here is zero where this volume has none
-	path        string        // with a slash at its end; empty for the root
-	fresh       bool          // it was made just now
-	changed     bool          // names of it were
-	last        string        // the name that came last
-	entries     []DirEntry    // what the view has after that
+	name        string
+	in          *listing   // nil for the root
+	fresh       bool       // it was made just now
+	changed     bool       // names of it were
+	last        string     // the name that came last
+	entries     []DirEntry // what the view has after that
 }
 
 // comparedFile is a regular file whose content is compared, or sent.
 type comparedFile struct {
 	from, here journal.Ident
-	path       string
+	in         *listing
+	name       string
 	compare    bool
 	image      journal.Image
 	content    File
@@ -81,9 +86,9 @@ type comparedFile struct {
 
 // begin starts at the root.
 func (c *comparer) begin(root, here journal.Ident) error {
-	c.wanted = map[journal.Ident]*comparedFile{}
+	c.wanted, c.byName = map[journal.Ident]*comparedFile{}, map[journal.Ident]journal.Ident{}
 	c.buf = make([]byte, wire.MaxDigest)
-	return c.enter(root, here, "", false)
+	return c.enter(root, here, nil, "", false)
 }
 
 // takes reports whether a record is the comparer's. The others are content that it has asked for.
@@ -138,8 +143,8 @@ func (c *comparer) at(dir journal.Ident) (*listing, error) {
 }
 
 // enter begins a directory.
-func (c *comparer) enter(there, here journal.Ident, path string, fresh bool) error {
-	l := &listing{there: there, here: here, path: path, fresh: fresh}
+func (c *comparer) enter(there, here journal.Ident, in *listing, name string, fresh bool) error {
+	l := &listing{there: there, here: here, in: in, name: name, fresh: fresh}
 	if !here.IsZero() && !fresh {
 		var err error
 		if l.entries, err = c.view.ReadDir(here); err != nil {
@@ -180,58 +185,87 @@ func (c *comparer) inode(r *wire.Record) error {
 	}
 	name := string(r.Name)
 	if at.here.IsZero() {
-		return c.below(at, r, name, journal.Ident{}, false)
+		return c.below(at, r, name, journal.Ident{}, foundHere)
 	}
 	stands, err := c.advance(at, name)
 	if err != nil {
 		return err
 	}
-	here, err := c.find(at, r, stands)
-	fresh := false
+	here, how, err := c.find(at, r, stands)
 	switch {
 	case err != nil:
 	case here.IsZero():
-		fresh = true
+		how = foundNot
 		here, err = c.act.lacking(at, r, stands)
 	case here != stands:
+		if how == foundHere {
+			how = foundMoved
+		}
 		err = c.act.misplaced(at, name, here, stands)
 	}
 	if err != nil {
 		return err
 	}
-	return c.below(at, r, name, here, fresh)
+	return c.below(at, r, name, here, how)
 }
 
+// found says how an inode of the source was found here.
+type found uint8
+
+const (
+	foundHere   found = iota // as the map has it, under its name
+	foundMoved               // as the map has it, under another name
+	foundByName              // by its name only
+	foundNot                 // it was made just now
+)
+
 // below goes on with what an inode has: names, or content and attributes.
-func (c *comparer) below(at *listing, r *wire.Record, name string, here journal.Ident, fresh bool) error {
+func (c *comparer) below(at *listing, r *wire.Record, name string, here journal.Ident, how found) error {
 	if isDir(r.Attr) {
-		return c.enter(r.Ident, here, at.path+name+"/", fresh)
+		err := c.enter(r.Ident, here, at, name, how == foundNot)
+		if err == nil && c.exact {
+			c.in[len(c.in)-1].changed = how == foundMoved // a filesystem may set the times of what is moved
+		}
+		return err
 	}
 	if here.IsZero() {
 		return nil
 	}
-	return c.compare(r, &comparedFile{from: r.Ident, here: here, path: at.path + name}, fresh)
+	return c.compare(r, &comparedFile{from: r.Ident, here: here, in: at, name: name}, how)
 }
 
+// path is below the volume's root.
+func (l *listing) path() string {
+	if l.in == nil {
+		return ""
+	}
+	return l.in.path() + l.name + "/"
+}
+
+func (f *comparedFile) path() string { return f.in.path() + f.name }
+
 // find finds the inode here that is the source's: as the map has it, or else by its name.
-func (c *comparer) find(at *listing, r *wire.Record, stands journal.Ident) (none journal.Ident, err error) {
+func (c *comparer) find(at *listing, r *wire.Record, stands journal.Ident) (none journal.Ident, how found, err error) {
 	known, ok, err := c.ids.Get(r.Ident)
 	if err == nil && ok {
 		ok, err = c.plausible(known, r)
 	}
 	if err != nil || ok {
-		return known, err
+		return known, foundHere, err
 	}
 	if stands.IsZero() {
-		return none, nil
+		return none, foundNot, nil
 	}
 	if ok, err = c.plausible(stands, r); err != nil || !ok {
-		return none, err
+		return none, foundNot, err
 	}
 	if owner, owned, err := c.ids.Reverse(stands); err != nil || owned && owner != r.Ident {
-		return none, err
+		return none, foundNot, err
 	}
-	return stands, c.act.pair(at, r, stands)
+	if !isDir(r.Attr) {
+		c.byName[r.Ident] = stands
+	}
+	return stands, foundByName, c.act.pair(at, r, stands)
 }
 
 // plausible reports whether an inode here is there and is of the same type, with what never changes of that.
@@ -262,7 +296,10 @@ func (c *comparer) link(r *wire.Record) error {
 		return err
 	}
 	here, ok, err := c.ids.Get(r.Ident)
-	if err == nil && (!ok || here != stands) {
+	if !ok {
+		here = c.byName[r.Ident]
+	}
+	if err == nil && here != stands {
 		err = c.act.misplaced(at, name, here, stands)
 	}
 	return err
@@ -281,9 +318,7 @@ func (c *comparer) leave(r *wire.Record) error {
 	}
 	c.in = c.in[:len(c.in)-1]
 	c.done.files++
-	if !at.fresh && !at.here.IsZero() {
-		c.same.files++
-	}
+	c.same.files++
 	if at.here.IsZero() {
 		return nil
 	}
@@ -291,7 +326,7 @@ func (c *comparer) leave(r *wire.Record) error {
 }
 
 // attributes compares an inode's attributes.
-func (c *comparer) attributes(path string, r *wire.Record, here journal.Ident, changed bool) error {
+func (c *comparer) attributes(path func() string, r *wire.Record, here journal.Ident, changed bool) error {
 	image := journal.Image{Attr: r.Attr, Xattrs: r.Xattrs}
 	if !changed {
 		same, err := c.sameImage(here, image)
@@ -323,12 +358,14 @@ func (c *comparer) sameImage(here journal.Ident, image journal.Image) (bool, err
 }
 
 // compare compares an inode that is no directory, or asks for what it takes.
-func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
+func (c *comparer) compare(r *wire.Record, f *comparedFile, how found) error {
 	c.done.files++
+	fresh := how == foundNot
+	if c.wanted[f.from] != nil {
+		return fmt.Errorf("%w: inode %s comes twice", wire.ErrRecord, f.from)
+	}
 	if !isRegular(r.Attr) || fresh && r.Attr.Size == 0 {
-		if !fresh {
-			c.same.files++
-		}
+		c.same.files++
 		return c.attributes(f.path, r, f.here, fresh)
 	}
 	if fresh {
@@ -339,7 +376,7 @@ func (c *comparer) compare(r *wire.Record, f *comparedFile, fresh bool) error {
 		return err
 	}
 	same := have.Size == r.Attr.Size && (have.Mtime == r.Attr.Mtime || have.Size == 0)
-	distrusted := c.strict || r.Flags&wire.FlagSuspect != 0 || c.doubts(f.here, have.Ctime)
+	distrusted := c.strict || how == foundByName || r.Flags&wire.FlagSuspect != 0 || c.doubts(f.here, have.Ctime)
 	if same && (!distrusted || have.Size == 0) {
 		c.same = c.same.plus(work{1, have.Size})
 		return c.attributes(f.path, r, f.here, false)
@@ -392,6 +429,9 @@ func (c *comparer) open(r *wire.Record) error {
 
 // part compares what comes of the open file: a digest, or a hole.
 func (c *comparer) part(r *wire.Record) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
 	f := c.file
 	x := journal.Extent{Off: r.Off, End: r.Off + r.Len}
 	if r.Off < f.end || x.End > f.image.Attr.Size {
@@ -447,7 +487,11 @@ func (c *comparer) sameHole(from File, x journal.Extent) (bool, error) {
 		}
 		for at := data.Off; at < data.End; at += int64(len(c.buf)) {
 			p := c.buf[:min(int64(len(c.buf)), data.End-at)]
-			if n, err := from.ReadAt(p, at); ignoreEOF(err) != nil || bytes.Count(p[:n], zero) != n {
+			n, err := from.ReadAt(p, at)
+			if errors.Is(err, syscall.EIO) || c.ctx.Err() != nil {
+				return false, context.Cause(c.ctx)
+			}
+			if ignoreEOF(err) != nil || bytes.Count(p[:n], zero) != n {
 				return false, ignoreEOF(err)
 			}
 		}

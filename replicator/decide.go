@@ -160,7 +160,7 @@ func (m *Manager) Reconcile(_ context.Context, id string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	if err := o.compare(r, comparison{Reason: reasonAsked, All: true}, false); err != nil {
+	if err := o.compare(r, comparison{Reason: reasonAsked, All: true, Asked: true}, false); err != nil {
 		return Status{}, err
 	}
 	if !r.busy() { // it need not wait for the next try
@@ -190,6 +190,7 @@ func (m *Manager) Delete(_ context.Context, id string) error {
 	if r.role == RoleTarget {
 		return m.endTarget(r, "it was deleted on its target, node "+m.config.Node, true)
 	}
+	r.stopVerify(VerifyStopped, nil)
 	r.stopJob()
 	rec := r.snapshot()
 	if err := m.release(r); err != nil { // what it keeps goes when the volume is used again

@@ -18,6 +18,9 @@ type sourceMemory struct {
 	// Epoch is the newest seal that the target has confirmed, and when it was made. 0: none.
 	Epoch journal.Epoch `json:"epoch"`
 	Time  time.Time     `json:"time"`
+	// Given is the newest seal that a transfer was ever begun to: a target that has a later one has it of another
+	// history.
+	Given journal.Epoch `json:"given,omitempty"`
 	// Pending is the transfer that was begun: its view is held until it is confirmed or given up.
 	Pending *pendingTransfer `json:"pending,omitempty"`
 	// Compare says that the next transfer compares.
@@ -45,6 +48,20 @@ type comparison struct {
 	Suspects []journal.Ident `json:"suspects,omitempty"`
 	Since    time.Time       `json:"since,omitzero"`
 	Base     journal.Epoch   `json:"base,omitempty"`
+	// Asked: somebody has decided that the target becomes what the source is.
+	Asked bool `json:"asked,omitempty"`
+	// Lost is the time from which on the source may have lost what it knew; zero: it has lost nothing.
+	Lost time.Time `json:"lost,omitzero"`
+}
+
+// lostWithin is more than passes between a change and the time when it is known to be on the disk (see the
+// journal's Active), whatever the disk takes.
+const lostWithin = 15 * time.Minute
+
+// explains reports whether the loss of power explains that the target has a recovery point of that time. One that is
+// much newer was made by a history that this end does not have: it was put back to an earlier state.
+func (c *comparison) explains(point time.Time) bool {
+	return c.Asked || c.Lost.IsZero() || !point.After(c.Lost.Add(lostWithin))
 }
 
 // mostSuspects is how many files are remembered each; more are all.
@@ -58,11 +75,12 @@ func (c *comparison) and(o *comparison) *comparison {
 	case o == nil:
 		return c
 	}
-	both := &comparison{Reason: o.Reason, All: c.All || o.All || c.Base != o.Base, Base: c.Base, Since: earliest(c.Since, o.Since)}
-	if both.All || len(c.Suspects)+len(o.Suspects) > mostSuspects {
-		return &comparison{Reason: o.Reason, All: true}
+	both := &comparison{Reason: o.Reason, Asked: c.Asked || o.Asked, Lost: earliest(c.Lost, o.Lost)}
+	if c.All || o.All || c.Base != o.Base || len(c.Suspects)+len(o.Suspects) > mostSuspects {
+		both.All = true
+		return both
 	}
-	both.Suspects = slices.Concat(c.Suspects, o.Suspects)
+	both.Base, both.Since, both.Suspects = c.Base, earliest(c.Since, o.Since), slices.Concat(c.Suspects, o.Suspects)
 	return both
 }
 
@@ -81,7 +99,7 @@ func (c *comparison) suspects(changes *journal.Changes) func(journal.Ident, jour
 			return true, nil
 		}
 		change, _, err := changes.Inode(id)
-		return change.What&journal.Data != 0, err
+		return change.What&(journal.Data|journal.Created) != 0, err // of what is new the target may have an earlier form
 	}
 }
 

@@ -21,8 +21,9 @@ type inventory struct {
 	// suspect says of which inodes the content is to be compared though their times have not changed.
 	suspect func(journal.Ident, journal.Attr) (bool, error)
 	// pace, if set, waits until n more bytes of content may be read.
-	pace func(n int) error
-	buf  []byte // a digest's content
+	pace   func(n int) error
+	unsent int    // bytes of content whose digests were not sent yet, where there is a pace
+	buf    []byte // a digest's content
 }
 
 // send runs through the whole inventory, and serves what is asked for until nothing is.
@@ -131,7 +132,7 @@ func (i *inventory) digest(f File, x journal.Extent) error {
 	}
 	p := i.buf[:x.Len()]
 	if i.pace != nil {
-		if err := i.pace(len(p)); err != nil {
+		if err := i.paced(len(p)); err != nil {
 			return err
 		}
 	}
@@ -142,6 +143,23 @@ func (i *inventory) digest(f File, x journal.Extent) error {
 	clear(p[n:])
 	sum := sha256.Sum256(p)
 	return i.out.record(i.ctx, &wire.Record{Kind: wire.KindDigest, Off: x.Off, Len: x.Len(), Data: sum[:]})
+}
+
+// mostAsked bounds what a target asks for ahead: more than the files of the frames that can be under way.
+const mostAsked = 1 << 18
+
+// pacedFlush is after how much content digests are sent that do not fill a frame: the target reads as much at once.
+const pacedFlush = 1 << 20
+
+// paced waits until n more bytes may be read.
+func (i *inventory) paced(n int) error {
+	if i.unsent += n; i.unsent >= pacedFlush {
+		i.unsent = 0
+		if err := i.out.flush(i.ctx); err != nil {
+			return err
+		}
+	}
+	return i.pace(n)
 }
 
 // asked is what the target has asked for and has not been sent. Its methods may be called concurrently.
@@ -160,7 +178,11 @@ func (a *asked) add(w wire.Want) error {
 	}
 	a.mu.Lock()
 	a.files = append(a.files, w.Files...)
+	waiting := len(a.files)
 	a.mu.Unlock()
+	if waiting > mostAsked {
+		return fmt.Errorf("%w: it asks for %d files, and does not wait for them", wire.ErrFrame, waiting)
+	}
 	if !w.Done {
 		return nil
 	}

@@ -166,7 +166,7 @@ func (m *Manager) protect(r *relationship, rec record) error {
 
 // errPowerLost is shown until the next transfer is done: what kept the recovery point while a transfer was being
 // applied may not have reached the disk.
-var errPowerLost = errors.New("this machine went down without closing the volume's journal: until the next transfer is done, what was being changed just then may be wrong in what the target shows")
+var errPowerLost = errors.New("the volume's journal may lack changes, since power was lost or it was rebuilt: until the next transfer is done, what was being changed just then may be wrong in what the target shows")
 
 // showOnly makes a target volume read-only, and its readers see the recovery point that its own epoch stands
 // for, 0 if there is none, or what they see already.
@@ -178,6 +178,19 @@ func showOnly(vol Volume, own journal.Epoch) error {
 		return err
 	}
 	return vol.Publish(own)
+}
+
+// Reopened is for a volume that came back with another journal: a target is read-only again, and says what it shows.
+func (m *Manager) Reopened(volume string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs error
+	for _, r := range m.rels {
+		if rec := r.snapshot(); rec.Role == RoleTarget && rec.uses(volume) {
+			errs = errors.Join(errs, m.protect(r, rec))
+		}
+	}
+	return errs
 }
 
 // Close stops everything and waits for it. Pending transfers keep their seals held, to go on after a start.

@@ -1,6 +1,8 @@
 package replicator
 
 import (
+	"context"
+
 	"tandemfs/journal"
 	"tandemfs/replicator/wire"
 )
@@ -28,7 +30,7 @@ func (m mender) misplaced(at *listing, name string, here, _ journal.Ident) error
 	return m.a.vol.Place(here, at.here, name)
 }
 
-func (m mender) attributes(_ string, from, here journal.Ident, image journal.Image) error {
+func (m mender) attributes(_ func() string, from, here journal.Ident, image journal.Image) error {
 	return m.a.setImage(from, here, image)
 }
 
@@ -36,7 +38,7 @@ func (m mender) content(_ *comparedFile, x journal.Extents) (journal.Extents, er
 
 // compareWith makes the transfer one that compares. The view is of the volume as it is now, not as its readers see
 // it: what an interrupted transfer left is what there is to mend.
-func (a *applier) compareWith(root journal.Ident, ask func(wire.Want) error) error {
+func (a *applier) compareWith(ctx context.Context, root journal.Ident, ask func(wire.Want) error) error {
 	if err := a.ids.Put(root, a.vol.Root()); err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func (a *applier) compareWith(root journal.Ident, ask func(wire.Want) error) err
 	if j := a.vol.Journal(); !j.Clean() { // of what was being written here when power was lost
 		doubts = j.Active().Doubts
 	}
-	a.comparer = &comparer{view: view, ids: a.ids, act: mender{a}, ask: ask, exact: true, doubts: doubts}
+	a.comparer = &comparer{ctx: ctx, view: view, ids: a.ids, act: mender{a}, ask: ask, exact: true, doubts: doubts}
 	return a.comparer.begin(root, a.vol.Root())
 }
 

@@ -30,10 +30,12 @@ type origin struct {
 // sourceEnd is what only the source's end of a relationship has. It is guarded by the relationship's mu,
 // but nudge.
 type sourceEnd struct {
-	nudge  chan struct{} // gets a value when something has changed
-	stop   func()        // ends the job and waits for it; nil when none runs
-	memory sourceMemory
-	view   View // of memory.Pending; nil when it is not open
+	nudge chan struct{} // gets a value when something has changed
+	// remembering is held, and taken before the relationship's mu, while memory is changed and written down.
+	remembering sync.Mutex
+	stop        func() // ends the job and waits for it; nil when none runs
+	memory      sourceMemory
+	view        View // of memory.Pending; nil when it is not open
 	// dirtySince is when the first change came that no running transfer has, sealedSince the first that the
 	// running one has. Zero: none.
 	dirtySince, sealedSince time.Time
@@ -93,7 +95,8 @@ func (o *origin) add(r *relationship) error {
 	}
 	r.mu.Lock()
 	r.source.memory, r.source.view = memory, view
-	r.source.repairing = memory.Compare != nil && memory.Compare.Reason == reasonRepair
+	c := memory.comparing()
+	r.source.repairing = c != nil && c.Reason == reasonRepair
 	r.point = RecoveryPoint{Epoch: uint64(memory.Epoch), Time: memory.Time}
 	if memory.Epoch != 0 && (j.Dirty() || j.Epoch() > memory.Epoch+1) {
 		r.source.dirtySince = memory.Time // at the latest
@@ -111,40 +114,52 @@ func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error 
 	if j.Clean() || r.snapshot().State != StateEstablished {
 		return nil
 	}
-	doubt := j.Active()
-	lost := &comparison{Reason: reasonPower, All: doubt.All, Since: doubt.Since, Base: memory.Epoch,
-		Suspects: slices.Collect(maps.Keys(doubt.Inodes))}
-	if lost.Base == 0 || len(lost.Suspects) > mostSuspects {
-		lost = &comparison{Reason: reasonPower, All: true}
-	}
+	doubt, before := j.Active(), memory.Compare
 	if memory.Pending != nil {
-		memory.Compare = memory.Pending.Compare.and(memory.Compare)
+		before = memory.Pending.Compare.and(before)
 	}
-	*memory = sourceMemory{Compare: memory.Compare.and(lost)}
+	lost := &comparison{Reason: reasonPower, All: doubt.All, Since: doubt.Since, Lost: doubt.Since, Base: memory.Epoch,
+		Suspects: slices.Collect(maps.Keys(doubt.Inodes))}
+	if before != nil && lost.Base == 0 {
+		lost.Base = before.Base
+	}
+	if lost.All || lost.Base == 0 || len(lost.Suspects) > mostSuspects {
+		lost = &comparison{Reason: reasonPower, All: true, Lost: doubt.Since}
+	}
+	*memory = sourceMemory{Given: memory.Given, Compare: before.and(lost)}
 	return remember(j, sourceKey(r.id), memory)
 }
 
 // Why a transfer compares.
 const (
-	reasonPower  = "this machine went down without closing the volume's journal"
+	reasonPower  = "the volume's journal may lack changes: power was lost, or it was rebuilt"
 	reasonTarget = "the target's recovery point is not the one that this end knows of"
 	reasonHolds  = "the target's volume had files before"
 	reasonAsked  = "somebody asked for it"
 	reasonRepair = "a verification found differences"
 )
 
-// compare makes the next transfer one that compares. With forget the target's recovery point is not known.
+// compare makes the next transfer one that compares, durably. With forget the target's recovery point is not known.
 func (o *origin) compare(r *relationship, c comparison, forget bool) error {
+	err := o.change(r, func(m *sourceMemory) {
+		if c.Base = m.Epoch; c.All || c.Base == 0 || forget {
+			c = comparison{Reason: c.Reason, Asked: c.Asked, All: true}
+		}
+		m.Compare = m.Compare.and(&c)
+		if forget {
+			m.Epoch, m.Time, r.point = 0, time.Time{}, RecoveryPoint{}
+		}
+	})
+	return errors.Join(err, o.vol.Journal().Sync())
+}
+
+// change changes what the source's end remembers, in one piece. The function is for holders of the relationship's mu.
+func (o *origin) change(r *relationship, how func(*sourceMemory)) error {
+	r.source.remembering.Lock()
+	defer r.source.remembering.Unlock()
 	r.mu.Lock()
-	m := &r.source.memory
-	if c.Base = m.Epoch; c.Base == 0 || forget {
-		c = comparison{Reason: c.Reason, All: true}
-	}
-	m.Compare = m.Compare.and(&c)
-	if forget {
-		m.Epoch, m.Time, r.point = 0, time.Time{}, RecoveryPoint{}
-	}
-	memory := *m
+	how(&r.source.memory)
+	memory := r.source.memory
 	r.mu.Unlock()
 	return remember(o.vol.Journal(), sourceKey(r.id), memory)
 }
@@ -260,20 +275,22 @@ func (o *origin) sealFor(r *relationship, base journal.Epoch) error {
 		return fmt.Errorf("seal of the volume: %w", err)
 	}
 	crashpoint.Here("replicator/source-sealed")
-	r.mu.Lock()
-	if r.removed || r.rec.State == StateEnded { // by the target's word, meanwhile: remove has let go of everything
-		r.mu.Unlock()
-		return errors.Join(errEnded, view.Close())
+	ended := false
+	err = o.change(r, func(m *sourceMemory) {
+		if ended = r.removed || r.rec.State == StateEnded; ended { // by the target's word, meanwhile: remove has let go of everything
+			return
+		}
+		r.source.view = view
+		p := &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now, Compare: m.Compare}
+		if p.Compare != nil {
+			p.Base = 0
+		}
+		m.Pending, m.Compare, m.Given = p, nil, max(m.Given, p.Epoch)
+	})
+	if ended {
+		return errors.Join(errEnded, o.vol.Journal().SetState(sourceKey(r.id), nil), view.Close())
 	}
-	r.source.view = view
-	p := &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now, Compare: r.source.memory.Compare}
-	if p.Compare != nil {
-		p.Base = 0
-	}
-	r.source.memory.Pending, r.source.memory.Compare = p, nil
-	memory := r.source.memory
-	r.mu.Unlock()
-	return remember(o.vol.Journal(), sourceKey(r.id), memory)
+	return err
 }
 
 // drop gives the pending transfer up.
@@ -287,31 +304,40 @@ func (o *origin) drop(r *relationship) error {
 // confirm notes that the target holds the pending transfer's seal.
 func (o *origin) confirm(r *relationship) error {
 	return o.settle(r, true, func(e *sourceEnd) {
-		e.repairing = e.repairing && e.memory.Pending.Compare == nil
-		e.memory.Epoch, e.memory.Time = e.memory.Pending.Epoch, e.memory.Pending.Time
 		e.memory.Reached, e.memory.Lacking = 0, nil
+		m := &e.memory
+		if c := m.Compare; c != nil && c.Base == m.Epoch && !c.All { // what has changed up to now went with this one
+			moved := *c
+			moved.Base = m.Pending.Epoch
+			m.Compare = &moved
+		}
+		e.repairing = e.repairing && (m.Pending.Compare == nil || m.Compare != nil)
+		m.Epoch, m.Time = m.Pending.Epoch, m.Pending.Time
+		r.point = RecoveryPoint{Epoch: uint64(m.Epoch), Time: m.Time}
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
 }
 
 // settle ends the pending transfer, if there is one.
 func (o *origin) settle(r *relationship, confirmed bool, how func(*sourceEnd)) error {
-	r.mu.Lock()
-	e := &r.source
-	if e.memory.Pending == nil {
-		r.mu.Unlock()
+	var view View
+	settled := false
+	// The journal hears of the new base before it may let go of the seal.
+	err := o.change(r, func(*sourceMemory) {
+		e := &r.source
+		if settled = e.memory.Pending != nil; !settled {
+			return
+		}
+		how(e)
+		e.memory.Pending, e.sealedSince = nil, time.Time{}
+		view, e.view = e.view, nil
+		if confirmed && e.wantsView() {
+			e.verify.view, view = view, nil
+		}
+	})
+	if !settled {
 		return nil
 	}
-	how(e)
-	e.memory.Pending, e.sealedSince = nil, time.Time{}
-	memory, view := e.memory, e.view
-	e.view = nil
-	if confirmed && e.wantsView() {
-		e.verify.view, view = view, nil
-	}
-	r.mu.Unlock()
-	// The journal hears of the new base before it may let go of the seal.
-	err := remember(o.vol.Journal(), sourceKey(r.id), memory)
 	crashpoint.Here("replicator/source-remembered")
 	err = errors.Join(err, o.forget())
 	crashpoint.Here("replicator/source-forgot")

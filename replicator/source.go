@@ -301,6 +301,7 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 	if err := s.agree(); err != nil {
 		return err
 	}
+	s.startVerify(ctx)   // one that waits for the recovery point of which agree has just heard
 	var rested time.Time // when the rest after the last transfer is over
 	for {
 		for s.due() {
@@ -364,15 +365,15 @@ func (s *sourceSession) agree() error {
 	switch {
 	case has != 0 && s.pos.SourceID != s.origin.vol.ID():
 		return failure{errors.New("the target's recovery point is of another volume; delete the relationship and create it anew, with --allow-non-empty on the target")}
-	case pending != nil && has == pending.Epoch: // its commit was not heard of here
+	case pending != nil && has == pending.Epoch && s.pos.Time.Equal(pending.Time): // its commit was not heard of here
 		return s.origin.confirm(s.r)
+	case s.isAhead(memory, has):
+		return failure{fmt.Errorf("the target's recovery point, of %s, is later than what this volume knows of: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", s.pos.Time.Local().Format(time.DateTime), s.r.id)}
 	case pending != nil && pending.Compare != nil, memory.Compare != nil && pending == nil:
 		return s.canCompare()
 	case memory.Compare != nil:
 		return errors.Join(s.canCompare(), s.origin.drop(s.r))
-	case has >= j.Epoch():
-		return failure{fmt.Errorf("the target's recovery point is seal %d, and this volume has come to %d only: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", has, j.Epoch(), s.r.id)}
-	case has != memory.Epoch, has != 0 && has < j.Forgotten():
+	case has != memory.Epoch, has != 0 && (has < j.Forgotten() || !s.pos.Time.Equal(memory.Time)):
 		return s.compare(reasonTarget)
 	case has == 0 && s.pos.Holds && s.pos.Reached == 0 && !s.goesOn(pending) && s.conn.Peer().Can(wire.FeatureCompare):
 		return s.compare(reasonHolds)
@@ -380,6 +381,15 @@ func (s *sourceSession) agree() error {
 		return s.origin.drop(s.r)
 	}
 	return nil
+}
+
+// isAhead reports whether the target's recovery point is of a history that this end has not seen, and nobody has
+// decided what is to become of it.
+func (s *sourceSession) isAhead(memory sourceMemory, has journal.Epoch) bool {
+	if c := memory.comparing(); c != nil {
+		return has != 0 && !c.explains(s.pos.Time)
+	}
+	return has > max(memory.Epoch, memory.Given)
 }
 
 // goesOn reports whether the target is in the middle of the transfer that is pending.

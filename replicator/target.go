@@ -327,6 +327,9 @@ func (s *targetSession) apply() error {
 // transfer starts over.
 func (s *targetSession) stop(err error) error {
 	keep := s.applier.suspend
+	if class(err) == wire.ClassNoSpace {
+		s.r.endVerification() // which holds what was changed since its recovery point
+	}
 	if class(err) == wire.ClassDivergence {
 		keep = s.applier.giveUp
 	}
@@ -388,7 +391,7 @@ func (s *targetSession) applyFrame(frame received, began *bool) error {
 func (s *targetSession) begin() error {
 	b, r := s.begun, s.r
 	ask := func(w wire.Want) error { return s.conn.Send(wire.TypeWant, w) }
-	if err := s.applier.begin(b, s.sourceID, ask); err != nil {
+	if err := s.applier.begin(s.ctx, b, s.sourceID, ask); err != nil {
 		return err
 	}
 	c := s.applier.cursor

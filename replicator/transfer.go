@@ -23,6 +23,9 @@ func (s *sourceSession) transfer(ctx context.Context) error {
 		}
 	}
 	view, p, err := s.r.pending()
+	if err == nil && p.Compare != nil {
+		err = s.canCompare()
+	}
 	if err != nil {
 		return err
 	}
@@ -87,12 +90,13 @@ func (s *sourceSession) records(ctx context.Context, pl *plan, send *sender, com
 	if compare == nil {
 		err = send.send(pl)
 	} else {
+		defer s.asked.Store(nil)
 		inv := &inventory{sender: *send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
 		cursor = &inv.cursor
 		err = inv.send(pl)
 	}
 	digest, sent := s.packer.end(ctx, err == nil)
-	if err != nil && ctx.Err() == nil && sent == nil {
+	if err != nil && ctx.Err() == nil && sent == nil && !errors.Is(err, wire.ErrFrame) {
 		return end, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
 	}
 	return wire.End{Items: cursor.Items, Chain: cursor.Chain, Digest: digest}, errors.Join(err, sent)

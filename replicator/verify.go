@@ -1,7 +1,6 @@
 package replicator
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -233,7 +232,7 @@ func (r *relationship) wake() {
 
 // resumeVerify takes up a verification that goes on for ever. It is for holders of mu.
 func (r *relationship) resumeVerify() {
-	if q := r.rec.Verify; q.Always && r.source.verify == nil {
+	if q := r.rec.Verify; q.Always && !r.source.verify.active() {
 		r.source.verify = newVerification(q)
 	}
 }
@@ -283,6 +282,7 @@ type verifying struct {
 	asked    *asked
 	verified chan wire.Verified
 	pace     func(int) error
+	told     int64 // differences, by the receiving goroutine
 }
 
 // connect finds the target at the recovery point, which it holds from then on.
@@ -396,10 +396,17 @@ func (c *verifying) received(kind wire.Type, content []byte) error {
 	switch kind {
 	case wire.TypeWant:
 		var w wire.Want
-		return cmp.Or(wire.Parse(content, &w), c.asked.add(w))
+		if err := wire.Parse(content, &w); err != nil {
+			return err
+		}
+		return c.asked.add(w)
 	case wire.TypeDiffer:
 		var d wire.Differ
-		return cmp.Or(wire.Parse(content, &d), c.found(d))
+		if err := wire.Parse(content, &d); err != nil {
+			return err
+		}
+		c.found(d)
+		return nil
 	case wire.TypeProgress:
 		var p wire.Progress
 		if err := wire.Parse(content, &p); err != nil {
@@ -414,6 +421,9 @@ func (c *verifying) received(kind wire.Type, content []byte) error {
 		if err := wire.Parse(content, &done); err != nil {
 			return err
 		}
+		if done.Differences < c.told {
+			return fmt.Errorf("%w: %d differences in all, after %d were told", wire.ErrFrame, done.Differences, c.told)
+		}
 		c.verified <- done
 		return errVerified
 	case wire.TypeFailed:
@@ -423,10 +433,11 @@ func (c *verifying) received(kind wire.Type, content []byte) error {
 }
 
 // found notes differences.
-func (c *verifying) found(d wire.Differ) error {
+func (c *verifying) found(d wire.Differ) {
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
 	for _, f := range d.Found {
+		c.told++
 		c.v.Differences++
 		if len(c.v.Found) < mostFound {
 			c.v.Found = append(c.v.Found, Difference{DifferenceKind(wire.Printable(f.Kind)), strings.ToValidUTF8(f.Path, "?")})
@@ -435,7 +446,6 @@ func (c *verifying) found(d wire.Differ) error {
 			c.v.suspects = append(c.v.suspects, journal.Ident{Ino: f.Ino, Gen: f.Gen})
 		}
 	}
-	return nil
 }
 
 // ended goes on with what follows from how it ended, and says so.
@@ -474,7 +484,6 @@ func (c *verifying) ended(ctx context.Context, err error) {
 func (c *verifying) conclude() error {
 	c.r.mu.Lock()
 	v, suspects := c.v.Verification, c.v.suspects
-	c.r.source.repairing = c.r.source.repairing || v.Repair && v.Differences > 0
 	c.r.mu.Unlock()
 	if v.Differences == 0 {
 		return c.r.update(func(rec *record) { rec.VerifiedEpoch, rec.VerifiedTime = v.Epoch, v.Time })
@@ -483,14 +492,15 @@ func (c *verifying) conclude() error {
 		return nil
 	}
 	repair := comparison{Reason: reasonRepair, Suspects: suspects}
-	if len(suspects) > mostSuspects {
+	if v.Differences > c.told || len(suspects) > mostSuspects { // not all of the files are known
 		repair.All, repair.Suspects = true, nil
 	}
-	if err := c.s.origin.compare(c.r, repair, false); err != nil {
-		return err
-	}
+	c.r.mu.Lock()
+	c.r.source.repairing = true // before it can be over
+	c.r.mu.Unlock()
+	err := c.s.origin.compare(c.r, repair, false)
 	c.r.wake()
-	return nil
+	return err
 }
 
 // again begins the next one after a while, where they go on for ever.

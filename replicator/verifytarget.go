@@ -38,7 +38,7 @@ func (m *Manager) verified(conn *wire.Conn, content []byte) error {
 		return err
 	}
 	defer r.endVerify(part)
-	c := &verifiedSession{r: r, conn: conn, sum: sha256.New()}
+	c := &verifiedSession{ctx: ctx, r: r, conn: conn, sum: sha256.New()}
 	if err := c.serve(m, q); err != nil {
 		_ = conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: err.Error()}) // else the connection is the reason
 		return err
@@ -78,6 +78,16 @@ func (r *relationship) beginVerify(v *targetVerify) error {
 	}
 }
 
+// endVerification ends the one that runs, and waits for it.
+func (r *relationship) endVerification() {
+	r.mu.Lock()
+	v := r.target.verify
+	r.mu.Unlock()
+	if v != nil {
+		v.end()
+	}
+}
+
 // endVerify is for when one has ended.
 func (r *relationship) endVerify(v *targetVerify) {
 	r.mu.Lock()
@@ -89,6 +99,8 @@ func (r *relationship) endVerify(v *targetVerify) {
 
 // verifiedSession is a target's part of a verification.
 type verifiedSession struct {
+	ctx      context.Context
+	now      View // of the volume not long ago; nil until it is asked for
 	r        *relationship
 	conn     *wire.Conn
 	vol      Volume
@@ -121,10 +133,11 @@ func (c *verifiedSession) serve(m *Manager, q wire.Verify) error {
 		return err
 	}
 	c.vol = vol
-	c.comparer = &comparer{view: view, ids: vol.Journal().Map(c.r.id), act: c, strict: true,
+	c.comparer = &comparer{ctx: c.ctx, view: view, ids: vol.Journal().Map(c.r.id), act: c, strict: true,
 		ask:    func(w wire.Want) error { return c.conn.Send(wire.TypeWant, w) },
 		doubts: func(journal.Ident, journal.Time) bool { return true }}
 	defer func() { _ = c.comparer.close() }() // it was only read
+	defer c.letGo()
 	c.conn.AllowRecords()
 	if err := c.conn.Send(wire.TypePosition, wire.Position{VolumeID: vol.ID(), Epoch: memory.Epoch, SourceID: memory.SourceID, Time: memory.Time}); err != nil {
 		return err
@@ -178,6 +191,7 @@ func (c *verifiedSession) records(frame []byte) error {
 			return err
 		}
 	}
+	c.letGo()
 	if err := c.comparer.say(false); err != nil {
 		return err
 	}
@@ -246,7 +260,7 @@ func (c *verifiedSession) tell() error {
 }
 
 func (c *verifiedSession) surplus(at *listing, name string) error {
-	return c.differ(DifferExtra, at.path+name, journal.Ident{})
+	return c.differ(DifferExtra, at.path()+name, journal.Ident{})
 }
 
 func (c *verifiedSession) lacking(at *listing, r *wire.Record, stands journal.Ident) (none journal.Ident, err error) {
@@ -261,39 +275,53 @@ func (c *verifiedSession) lacking(at *listing, r *wire.Record, stands journal.Id
 			kind = DifferIdentity
 		}
 	}
-	return none, c.differ(kind, at.path+string(r.Name), journal.Ident{})
+	return none, c.differ(kind, at.path()+string(r.Name), journal.Ident{})
 }
 
-// pair: what was removed since the recovery point is not paired any more, and that is no difference.
+// pair: what was removed since the recovery point is not paired any more, and that is no difference. The view of now
+// is good for a frame's records: what it does not have yet, being removed since, is still paired when it is made, or
+// asked about again.
 func (c *verifiedSession) pair(at *listing, r *wire.Record, here journal.Ident) error {
-	now, err := c.vol.Seal()
-	if err != nil {
-		return err
+	for fresh := false; ; fresh = true {
+		if c.now == nil || fresh {
+			c.letGo()
+			now, err := c.vol.Seal()
+			if err != nil {
+				return err
+			}
+			c.now, fresh = now, true
+		}
+		_, err := c.now.Stat(here)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case fresh:
+			return c.differ(DifferIdentity, at.path()+string(r.Name), journal.Ident{})
+		}
 	}
-	_, err = now.Stat(here)
-	if err = errors.Join(err, now.Close()); errors.Is(err, fs.ErrNotExist) {
-		return nil
+}
+
+// letGo closes the view of now.
+func (c *verifiedSession) letGo() {
+	if c.now != nil {
+		_ = c.now.Close() // it was only read
+		c.now = nil
 	}
-	if err != nil {
-		return err
-	}
-	return c.differ(DifferIdentity, at.path+string(r.Name), journal.Ident{})
 }
 
 func (c *verifiedSession) misplaced(at *listing, name string, here, stands journal.Ident) error {
 	if stands.IsZero() {
-		return c.differ(DifferMissing, at.path+name, journal.Ident{})
+		return c.differ(DifferMissing, at.path()+name, journal.Ident{})
 	}
-	if here.IsZero() { // a further name of what was removed since
-		return nil
-	}
-	return c.differ(DifferIdentity, at.path+name, journal.Ident{})
+	return c.differ(DifferIdentity, at.path()+name, journal.Ident{})
 }
 
-func (c *verifiedSession) attributes(path string, _, _ journal.Ident, _ journal.Image) error {
-	return c.differ(DifferAttributes, path, journal.Ident{})
+func (c *verifiedSession) attributes(path func() string, _, _ journal.Ident, _ journal.Image) error {
+	return c.differ(DifferAttributes, path(), journal.Ident{})
 }
 
 func (c *verifiedSession) content(f *comparedFile, _ journal.Extents) (journal.Extents, error) {
-	return nil, c.differ(DifferContent, f.path, f.from)
+	return nil, c.differ(DifferContent, f.path(), f.from)
 }

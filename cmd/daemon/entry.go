@@ -20,7 +20,7 @@ const retryPause = time.Second
 type entry struct {
 	registry *registry
 	log      *slog.Logger
-	record   record // under registry.mu; only ReadOnly ever changes
+	record   record // under registry.mu; only ReadOnly and ID ever change
 
 	// mu is held for as long as the volume is being opened, switched or taken down. It is taken before
 	// registry.mu, never after.
@@ -74,7 +74,10 @@ func (e *entry) open(kept record, create bool) error {
 		return err
 	}
 	e.volume = v
-	return e.registry.keepID(e, v.ID())
+	if err := e.registry.keepID(e, v.ID()); err != nil {
+		return errors.Join(err, e.discard(create))
+	}
+	return nil
 }
 
 // rebuild has a volume that cannot be opened begin a new journal.
@@ -89,6 +92,10 @@ func (e *entry) rebuild() error {
 	}
 	if err := e.bringUp(false); err == nil || !errors.Is(err, volume.ErrJournal) {
 		return err
+	}
+	if e.record.ID == "" {
+		return api.Errorf(api.CodeConflict, "volume %s was never open since its identity is kept: its relationships would not know "+
+			"it again. Delete them, remove the volume, and make it anew", e.record.Name)
 	}
 	aside, err := e.registry.backend.SetJournalAside(e.record.Path)
 	if err != nil {

@@ -227,6 +227,8 @@ func (m *fakeManager) Delete(_ context.Context, id string) error {
 	return nil
 }
 
+func (m *fakeManager) Reopened(string) error { return nil }
+
 func (m *fakeManager) List() []replicator.Status { return *m.kept }
 
 func (m *fakeManager) Status(id string) (replicator.Status, error) {

@@ -93,6 +93,8 @@ type Manager interface {
 	List() []replicator.Status
 	Status(id string) (replicator.Status, error)
 	VolumeInUse(name string) []string
+	// Reopened is for a volume that came back with another journal.
+	Reopened(volume string) error
 	// Tend lets a volume drop what no relationship needs.
 	Tend(volume string) error
 }

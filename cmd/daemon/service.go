@@ -55,7 +55,7 @@ func (n *node) RebuildVolume(_ context.Context, name string) (api.Volume, error)
 		return api.Volume{}, err
 	}
 	n.log.Warn("volume rebuilt", "volume", name)
-	return n.describe(e), nil
+	return n.describe(e), n.manager.Reopened(name)
 }
 
 // RemoveVolume ends a directory's protection, unless a relationship uses the volume.
