@@ -66,3 +66,40 @@ func TestAViewSeesTheFirstBeforeImageWhileALaterOneIsInTheStoreAlready(t *testin
 	must(t, err)
 	check("both are stored")
 }
+
+func TestAnAbsorbThatACrashBrokeOffIsDoneAsAWhole(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, Options{})
+	n := seal(t, j, true)
+	touchData(t, j, ino(1), Extent{0, 4096}, imageOf(10))
+	touchName(t, j, ino(2), "a", ino(3))
+
+	j.mu.Lock()
+	index := j.active.epochs[n+1]
+	j.state.markStored(n+1, true)
+	j.mu.Unlock()
+	must(t, j.saveState())
+	must(t, j.store.batch(func(b *badger.WriteBatch) error { return absorbEpoch(b, n+1, index, false) }))
+
+	k := open(t, copyOf(t, dir), Options{})
+	check := func(when string) {
+		t.Helper()
+		if image, ok, err := k.ImageAt(n, ino(1)); image.Attr.Size != 10 || !ok || err != nil {
+			t.Errorf("%s: image: %v, %v, %v", when, image, ok, err)
+		}
+		if was, ok, err := k.NameAt(n, ino(2), "a"); was != ino(3) || !ok || err != nil {
+			t.Errorf("%s: name: %v, %v, %v", when, was, ok, err)
+		}
+		kept, err := k.KeptAt(n, ino(1), Extent{0, 4096})
+		must(t, err)
+		if want := []Kept{{Extent{0, 4096}, n + 1}}; !slices.Equal(kept, want) {
+			t.Errorf("%s: content is kept as %v, want %v", when, kept, want)
+		}
+	}
+	check("after the crash")
+	k.mu.Lock()
+	err := k.drain()
+	k.mu.Unlock()
+	must(t, err)
+	check("after the next absorb")
+}
