@@ -46,30 +46,31 @@ func (s *store) past(after, upto Epoch, id Ident) (list []version[*inodeEntry], 
 	return list, err
 }
 
-// imagePast reads the first image of an inode after an epoch; nil when there is none.
-func (s *store) imagePast(after Epoch, id Ident) (image []byte, err error) {
+// imagePast reads the first image of an inode after an epoch; that of epoch 0 when there is none.
+func (s *store) imagePast(after Epoch, id Ident) (first version[[]byte], err error) {
 	prefix := putIdent([]byte{keyImage}, id)
 	err = s.scan(prefix, pastKey(keyImage, id, after+1), func(item *badger.Item) (bool, error) {
-		image, err = item.ValueCopy(nil)
+		image, err := item.ValueCopy(nil)
+		first = version[[]byte]{epochOf(item.Key()), image}
 		return false, err
 	})
-	return image, err
+	return first, err
 }
 
-// namePast reads what a name stood for in the first epoch after one that touched it.
-func (s *store) namePast(after Epoch, key nameKey) (was Ident, ok bool, err error) {
+// namePast reads what a name stood for in the first epoch after one that touched it; epoch 0 when none did.
+func (s *store) namePast(after Epoch, key nameKey) (first version[Ident], err error) {
 	err = s.scan(namedPrefix(key), namedKey(key, after+1), func(item *badger.Item) (bool, error) {
-		ok = true
-		return false, item.Value(func(value []byte) (err error) {
-			was, err = decodeWas(value)
+		return false, item.Value(func(value []byte) error {
+			was, err := decodeWas(value)
+			first = version[Ident]{epochOf(item.Key()), was}
 			return err
 		})
 	})
-	return was, ok, err
+	return first, err
 }
 
-// namesPast does the same for all names of a directory.
-func (s *store) namesPast(after Epoch, dir Ident, into map[string]Ident) error {
+// namesPast does the same for all names of a directory, where into does not have an earlier epoch.
+func (s *store) namesPast(after Epoch, dir Ident, into map[string]version[Ident]) error {
 	prefix := putIdent([]byte{keyNamed}, dir)
 	last := []byte{0}
 	return s.scan(prefix, nil, func(item *badger.Item) (bool, error) {
@@ -81,7 +82,7 @@ func (s *store) namesPast(after Epoch, dir Ident, into map[string]Ident) error {
 		last = append(last[:0], name...)
 		return true, item.Value(func(value []byte) error {
 			was, err := decodeWas(value)
-			into[string(name)] = was
+			into[string(name)] = into[string(name)].or(version[Ident]{epochOf(key), was})
 			return err
 		})
 	})

@@ -29,6 +29,34 @@ type version[V any] struct {
 	value V
 }
 
+// or gives the earlier of two versions. Epoch 0 stands for none.
+func (v version[V]) or(other version[V]) version[V] {
+	if v.epoch == 0 || other.epoch > 0 && other.epoch < v.epoch {
+		return other
+	}
+	return v
+}
+
+// overlay makes one list, oldest first, of those of two layers. What the newer layer has of an epoch is the whole
+// truth.
+func overlay[V any](older, newer []version[V]) []version[V] {
+	if len(older) == 0 {
+		return newer
+	}
+	merged := make([]version[V], 0, len(older)+len(newer))
+	for len(older) > 0 && len(newer) > 0 {
+		switch c := cmp.Compare(older[0].epoch, newer[0].epoch); {
+		case c < 0:
+			merged, older = append(merged, older[0]), older[1:]
+		case c > 0:
+			merged, newer = append(merged, newer[0]), newer[1:]
+		default:
+			older = older[1:]
+		}
+	}
+	return append(append(merged, older...), newer...)
+}
+
 // A source gives a layer's pairs in ascending order, a few at a time: those after the key, or from the
 // start when it is nil. None means the end.
 type source[K, V any] func(after *K) ([]pair[K, V], error)

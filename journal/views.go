@@ -8,7 +8,8 @@ import (
 
 // What was at a seal is told by the history: of an inode or a name what each epoch found when it first touched
 // it. In the store it is kept by inode and name, not by epoch, so that a look costs the same however many
-// epochs there were since. What is in the store is older than what is in memory, or of the same epoch. A record
+// epochs there were since. While a generation is absorbed, or after that was broken off, any part of it may be in
+// the store and all of it in memory: so it is the epochs that say what came first, not where it is found. A record
 // that moves from memory to the store during a look is found: memory is looked at before the store.
 
 // NameAt gives what dir's name stood for at seal n; ok is false when nothing was recorded since, so that
@@ -21,22 +22,24 @@ func (j *Journal) NameAt(n Epoch, dir Ident, name string) (was Ident, ok bool, e
 		return Ident{}, false, err
 	}
 	key := nameKey{dir, name}
+	var first version[Ident]
 	for _, g := range j.generations() {
 		for _, epoch := range g.named[dir] {
-			if e, here := g.name(epoch, key); here && epoch > n && !ok {
-				was, ok = e.was, true
+			if e, here := g.name(epoch, key); here && epoch > n {
+				first = first.or(version[Ident]{epoch, e.was})
 			}
 		}
 	}
 	if j.state.hasHistory() {
 		j.mu.Unlock()
 		defer j.mu.Lock()
-		older, found, err := j.store.namePast(n, key)
-		if err != nil || found {
-			return older, found, err
+		stored, err := j.store.namePast(n, key)
+		if err != nil {
+			return Ident{}, false, err
 		}
+		first = first.or(stored)
 	}
-	return was, ok, nil
+	return first.value, first.epoch > 0, nil
 }
 
 // generations gives those that are in memory, the older one first.
@@ -55,24 +58,28 @@ func (j *Journal) NamesAt(n Epoch, dir Ident) (map[string]Ident, error) {
 	if err := j.checkView(n); err != nil {
 		return nil, err
 	}
-	names := map[string]Ident{}
+	first := map[string]version[Ident]{}
 	for _, g := range j.generations() {
 		for _, epoch := range g.named[dir] {
 			if x := g.epochs[epoch]; x != nil && epoch > n {
 				x.eachName(dir, func(name string, was Ident) {
-					if _, ok := names[name]; !ok {
-						names[name] = was
-					}
+					first[name] = first[name].or(version[Ident]{epoch, was})
 				})
 			}
 		}
 	}
-	if !j.state.hasHistory() {
-		return names, nil
+	if j.state.hasHistory() {
+		j.mu.Unlock()
+		defer j.mu.Lock()
+		if err := j.store.namesPast(n, dir, first); err != nil {
+			return nil, err
+		}
 	}
-	j.mu.Unlock()
-	defer j.mu.Lock()
-	return names, j.store.namesPast(n, dir, names)
+	names := make(map[string]Ident, len(first))
+	for name, v := range first {
+		names[name] = v.value
+	}
+	return names, nil
 }
 
 // past gives what the epochs in (after, upto] have of an inode, oldest first. mu is held, and dropped where the
@@ -80,31 +87,21 @@ func (j *Journal) NamesAt(n Epoch, dir Ident) (map[string]Ident, error) {
 func (j *Journal) past(after, upto Epoch, id Ident) ([]version[*inodeEntry], error) {
 	var list []version[*inodeEntry]
 	for _, g := range j.generations() {
+		var own []version[*inodeEntry]
 		for _, n := range g.touched[id] {
 			if e := g.inode(n, id); n > after && n <= upto && e != nil {
-				list = addVersion(list, n, e)
+				own = append(own, version[*inodeEntry]{n, e})
 			}
 		}
+		list = overlay(list, own)
 	}
 	if !j.state.hasHistory() {
 		return list, nil
 	}
 	j.mu.Unlock()
 	defer j.mu.Lock()
-	older, err := j.store.past(after, upto, id)
-	for _, v := range list {
-		older = addVersion(older, v.epoch, v.value)
-	}
-	return older, err
-}
-
-// addVersion adds what a newer layer has of an epoch that is not before the last: it has the whole truth.
-func addVersion(list []version[*inodeEntry], n Epoch, e *inodeEntry) []version[*inodeEntry] {
-	if last := len(list) - 1; last >= 0 && list[last].epoch == n {
-		list[last].value = e
-		return list
-	}
-	return append(list, version[*inodeEntry]{n, e})
+	stored, err := j.store.past(after, upto, id)
+	return overlay(stored, list), err
 }
 
 // pastSince is past since a seal that must be held.
@@ -126,28 +123,30 @@ func (j *Journal) ImageAt(n Epoch, id Ident) (Image, bool, error) {
 	return image, err == nil, err
 }
 
-func (j *Journal) imageAt(n Epoch, id Ident) (encoded []byte, err error) {
+func (j *Journal) imageAt(n Epoch, id Ident) ([]byte, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.checkView(n); err != nil {
 		return nil, err
 	}
+	var first version[[]byte]
 	for _, g := range j.generations() {
 		for _, epoch := range g.touched[id] {
-			if x := g.epochs[epoch]; x != nil && epoch > n && encoded == nil {
-				encoded = x.images[id]
+			if x := g.epochs[epoch]; x != nil && epoch > n && x.images[id] != nil {
+				first = first.or(version[[]byte]{epoch, x.images[id]})
 			}
 		}
 	}
 	if j.state.hasHistory() {
 		j.mu.Unlock()
 		defer j.mu.Lock()
-		older, err := j.store.imagePast(n, id)
-		if err != nil || older != nil {
-			return older, err
+		stored, err := j.store.imagePast(n, id)
+		if err != nil {
+			return nil, err
 		}
+		first = first.or(stored)
 	}
-	return encoded, nil
+	return first.value, nil
 }
 
 // CreatedAfter reports whether id did not exist at seal n: it was made after it, or had lost its last name

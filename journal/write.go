@@ -142,7 +142,8 @@ func (j *Journal) applyInode(r *record) {
 	if e.what == 0 {
 		t.inodes++
 	}
-	if e.what == 0 && len(r.image) > 0 {
+	// Only a first touch has an image. In a replay the store may have the touch already, and not its image.
+	if len(r.image) > 0 && j.active.epoch(r.epoch).images[r.ident] == nil {
 		j.active.putImage(r.epoch, r.ident, r.image)
 		t.images++
 	}
@@ -181,10 +182,13 @@ func (j *Journal) addExtent(n Epoch, e *inodeEntry, x Extent, t *totals) {
 
 func (j *Journal) applyName(r *record) {
 	key := nameKey{r.ident, strings.Clone(r.name)}
-	if _, ok := j.active.name(r.epoch, key); !ok {
-		j.active.putName(r.epoch, key, r.was, true)
-		j.tally(r.epoch).names++
+	if e, ok := j.active.name(r.epoch, key); ok { // in a replay: the store has it, perhaps without its history
+		e.unsaved = true
+		j.active.epochs[r.epoch].names[key] = e
+		return
 	}
+	j.active.putName(r.epoch, key, r.was, true)
+	j.tally(r.epoch).names++
 }
 
 func (j *Journal) applyRemoved(r *record) {
