@@ -68,7 +68,7 @@ func (v *Volume) Thaw() error {
 	if n == 0 {
 		return nil
 	}
-	if err := v.Undo(n); err != nil {
+	if err := v.undoTo(n, !v.journal.Clean()); err != nil {
 		return err
 	}
 	return errors.Join(v.publish(nil), v.dropCommitted())

@@ -424,12 +424,9 @@ func TestThawPutsBackWhatReadersHaveNotSeen(t *testing.T) {
 	}
 }
 
-func TestASnapshotThatWasKeptWhilePowerWasLostIsSuspect(t *testing.T) {
-	dir := t.TempDir()
-	v, err := Open(dir, Options{Name: "test", Create: true})
-	must(t, err)
-	v.mustSnapshot(t, "s")
-	must(t, v.Close())
+// losePower makes the journal of a volume that is closed one that was open when power was lost.
+func losePower(t *testing.T, dir string) {
+	t.Helper()
 	mark := filepath.Join(dir, StateDir, "journal", "mark")
 	text, err := os.ReadFile(mark)
 	must(t, err)
@@ -437,6 +434,15 @@ func TestASnapshotThatWasKeptWhilePowerWasLostIsSuspect(t *testing.T) {
 	lost = regexp.MustCompile("boot .*\n").ReplaceAllString(lost, "boot another\n")
 	lost += fmt.Sprintf("sum %016x\n", xxhash.Sum64String(lost))
 	must(t, os.WriteFile(mark, []byte(lost), 0o600))
+}
+
+func TestASnapshotThatWasKeptWhilePowerWasLostIsSuspect(t *testing.T) {
+	dir := t.TempDir()
+	v, err := Open(dir, Options{Name: "test", Create: true})
+	must(t, err)
+	v.mustSnapshot(t, "s")
+	must(t, v.Close())
+	losePower(t, dir)
 	for range 2 { // it stays so
 		v, err = Open(dir, Options{Name: "test"})
 		must(t, err)

@@ -18,7 +18,11 @@ import (
 //
 // The order is a transfer's: content first, then names (what stands where something else belongs is moved
 // aside, then each inode is placed), then what is left aside is removed, then attributes.
-func (v *Volume) Undo(n journal.Epoch) error {
+func (v *Volume) Undo(n journal.Epoch) error { return v.undoTo(n, false) }
+
+// undoTo is Undo. With lossy it leaves as it is, with a warning, what it lacks the before image of: power was lost, and
+// a copy with less than all is better than one that nobody can use.
+func (v *Volume) undoTo(n journal.Epoch, lossy bool) error {
 	w, err := v.holdView(n)
 	if err != nil {
 		return err
@@ -32,7 +36,7 @@ func (v *Volume) Undo(n journal.Epoch) error {
 	if err != nil {
 		return err
 	}
-	u := undo{v: v, w: w, changes: changes}
+	u := undo{v: v, w: w, changes: changes, lossy: lossy}
 	for _, step := range []func() error{u.contents, u.clearNames, u.placeNames, u.dropRest, u.images} {
 		if err := step(); err != nil {
 			return fmt.Errorf("put the volume back to seal %d: %w", n, err)
@@ -47,6 +51,16 @@ type undo struct {
 	v       *Volume
 	w       *View
 	changes *journal.Changes
+	lossy   bool
+}
+
+// loses reports whether an error about an inode is one of a before image that power has taken, and is passed over.
+func (u *undo) loses(id journal.Ident, err error) bool {
+	if err == nil || !u.lossy || !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ESTALE) && !isGone(err) {
+		return false
+	}
+	u.v.log.Error("what this was cannot be put back, since power was lost: it stays what it is", "inode", id, "error", err)
+	return true
 }
 
 // eachOld calls f for each changed inode that the view has, with its attributes there.
@@ -78,7 +92,11 @@ func (u *undo) contents() error {
 		if was.Attr.Mode&unix.S_IFMT != unix.S_IFREG || c.What&journal.Data == 0 && !u.resized(c.Ident, was) {
 			return nil
 		}
-		return u.v.putBack(u.w, c.Ident, c.Ident, was.Attr.Size, c.Extents)
+		err := u.v.putBack(u.w, c.Ident, c.Ident, was.Attr.Size, c.Extents)
+		if u.loses(c.Ident, err) {
+			return nil
+		}
+		return err
 	})
 }
 
@@ -198,7 +216,11 @@ func (u *undo) placeNames() error {
 		if was.IsZero() {
 			return nil
 		}
-		return u.v.Place(was, c.Dir, c.Name)
+		err := u.v.Place(was, c.Dir, c.Name)
+		if u.loses(was, err) {
+			return nil
+		}
+		return err
 	})
 }
 
@@ -209,6 +231,10 @@ func (u *undo) dropRest() error {
 // images puts attributes back, last, since all else changes times.
 func (u *undo) images() error {
 	return u.eachOld(func(c journal.InodeChange, was journal.Image) error {
-		return u.v.SetImage(c.Ident, was)
+		err := u.v.SetImage(c.Ident, was)
+		if u.loses(c.Ident, err) {
+			return nil
+		}
+		return err
 	})
 }
