@@ -21,6 +21,7 @@ const (
 	keptHourly  = 24
 	keptDaily   = 7
 	shortGrowth = 200_000
+	racedGrowth = 20_000 // with the race detector, which makes each cost many times as much
 )
 
 // weekly is the tree that the week's operations are on: 4 KiB writes at random places of files of two sizes, and names
@@ -112,6 +113,9 @@ func tended(t *testing.T, j *Journal) {
 // TANDEMFS_GROWTH_OPERATIONS is how many operations the week has; a few hundred thousand if it is not set.
 func TestAWeekWithoutAPeerTakesWhatItsFilesTake(t *testing.T) {
 	total, tries := shortGrowth, shortTries
+	if raced {
+		total = racedGrowth
+	}
 	if v := os.Getenv("TANDEMFS_GROWTH_OPERATIONS"); v != "" {
 		var err error
 		total, err = strconv.Atoi(v)
