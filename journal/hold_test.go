@@ -289,3 +289,44 @@ func TestEpochsThatNobodyTellsApartBecomeOne(t *testing.T) {
 }
 
 const never = ^Epoch(0)
+
+func TestAHoldThatComesWhileAReleaseWaitsForRoomCounts(t *testing.T) {
+	room := make(chan struct{})
+	var waits atomic.Bool
+	j := open(t, t.TempDir(), Options{logSize: 16 << 10, freeSpace: func(string) (uint64, error) {
+		if waits.Load() {
+			<-room
+		}
+		return 1 << 40, nil
+	}})
+	waits.Store(true)
+	n := seal(t, j, true)
+	full := func(reserve int) bool { // the log that takes records, while the other one is absorbed
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return j.frozen != nil && j.active.log.room() < recordSize((&record{}).bound())+reserve
+	}
+	for i := 1; !full(logReserve); i++ {
+		touchMeta(t, j, ino(i), nil)
+	}
+	for !full(0) {
+		seal(t, j, false)
+	}
+
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		j.Release(n)
+	}()
+	time.Sleep(20 * time.Millisecond) // for Release to wait
+	must(t, j.Hold(n))
+	close(room)
+	<-released
+	if held := j.Held(); !slices.Equal(held, []Epoch{n}) {
+		t.Errorf("held: %v", held)
+	}
+	j.Release(n)
+	if held := j.Held(); len(held) > 0 {
+		t.Errorf("held after the last release: %v", held)
+	}
+}

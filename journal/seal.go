@@ -46,18 +46,25 @@ func (j *Journal) Hold(n Epoch) error {
 func (j *Journal) Release(n Epoch) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.state.held[n] > 1 {
-		j.state.held[n]--
-		return
-	}
-	if j.state.held[n] == 0 {
-		return
-	}
 	r := record{kind: recordReleased, epoch: n}
-	if err := j.control(r); err != nil {
-		// The record is missing, so after a restart the seal is held again, and the user releases it then.
-		j.options.Logger.Warn("journal: release not recorded", "epoch", n, "error", err)
-		j.apply(&r)
+	for ready := false; !ready; { // whoever waits for room looks again: Hold may have come meanwhile
+		switch held := j.state.held[n]; {
+		case held == 0:
+			return
+		case held > 1:
+			j.state.held[n]--
+			return
+		}
+		var err error
+		if ready, err = j.makeRoom(&r, 0); ready {
+			err = j.write(&r)
+		}
+		if err != nil {
+			// The record is missing, so after a restart the seal is held again, and the user releases it then.
+			j.options.Logger.Warn("journal: release not recorded", "epoch", n, "error", err)
+			j.apply(&r)
+			ready = true
+		}
 	}
 	crashpoint.Here("journal/released")
 	j.dropUseless()
