@@ -248,7 +248,7 @@ func (p *power) recover(source, target bool) {
 }
 
 // wentDown is how both ends say that power was lost.
-const wentDown = "this machine went down without closing the volume's journal"
+const wentDown = "the volume's journal may lack changes: power was lost, or it was rebuilt"
 
 // recoverAgain is recover when what the target shows may be something in between.
 func (p *power) recoverAgain(source, target bool) {
