@@ -146,7 +146,11 @@ func verified(o *output, s replicator.Status) string {
 		words = append(words, fmt.Sprintf("equal as of %s, epoch %d", o.moment(s.Verified.Time), s.Verified.Epoch))
 	}
 	if v := s.Verification; v != nil {
-		words = append(words, verificationLine(*v))
+		line := verificationLine(*v)
+		if v.Epoch != 0 {
+			line = fmt.Sprintf("epoch %d: %s", v.Epoch, line)
+		}
+		words = append(words, line)
 	}
 	return strings.Join(words, "; ")
 }

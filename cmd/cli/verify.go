@@ -112,12 +112,22 @@ func verificationLine(v replicator.Verification) string {
 		text = fmt.Sprintf("done, %s files, %s compared", count(v.Files), size(v.Bytes))
 	}
 	if v.Differences > 0 || v.State == replicator.VerifyDone {
-		text += fmt.Sprintf(", %s differences", count(v.Differences))
+		text += ", " + differences(v.Differences)
 	}
-	if v.Repairing {
+	switch {
+	case v.Repairing:
 		text += ", being repaired"
+	case v.Repair && v.State == replicator.VerifyDone && v.Differences > 0:
+		text += ", repaired since"
 	}
 	return text
+}
+
+func differences(n int64) string {
+	if n == 1 {
+		return "1 difference"
+	}
+	return count(n) + " differences"
 }
 
 // writeVerification writes all that is known of a verification.

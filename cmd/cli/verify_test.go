@@ -30,6 +30,17 @@ func TestAVerificationIsAwaitedAndDifferencesAreAnExitCode(t *testing.T) {
 	}
 }
 
+func TestAVerificationSaysHowFarItsRepairIs(t *testing.T) {
+	v := replicator.Verification{VerifyRequest: replicator.VerifyRequest{Repair: true}, State: replicator.VerifyDone, Files: 2, Differences: 1, Repairing: true}
+	if got := verificationLine(v); got != "done, 2 files, 0 B compared, 1 difference, being repaired" {
+		t.Error(got)
+	}
+	v.Repairing = false
+	if got := verificationLine(v); got != "done, 2 files, 0 B compared, 1 difference, repaired since" {
+		t.Error(got)
+	}
+}
+
 func TestAVerificationThatFindsNothingSucceeds(t *testing.T) {
 	d := newDesk(t)
 	d.node.verifications = []replicator.Verification{{State: replicator.VerifyDone, Files: 2}}
