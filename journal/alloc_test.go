@@ -1,19 +1,10 @@
 package journal
 
 import (
-	"runtime/metrics"
 	"testing"
-)
 
-// allocated says roughly how many bytes f takes from the heap.
-func allocated(f func()) uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	before := sample[0].Value.Uint64()
-	f()
-	metrics.Read(sample)
-	return sample[0].Value.Uint64() - before
-}
+	"tandemfs/journal/alloctest"
+)
 
 // slack is what a fuzz target may take whatever it is given: the runtime's own needs are counted too.
 const slack = 1 << 20
@@ -21,7 +12,7 @@ const slack = 1 << 20
 // bounded fails where decoding takes more memory than its input can be worth: an entry of a map for each byte.
 func bounded(t *testing.T, input []byte, decode func()) {
 	t.Helper()
-	if n := allocated(decode); n > slack+256*uint64(len(input)) {
+	if n := alloctest.Bytes(decode); n > slack+256*uint64(len(input)) {
 		t.Fatalf("%d bytes took %d of memory", len(input), n)
 	}
 }

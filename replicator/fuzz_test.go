@@ -3,22 +3,12 @@ package replicator
 import (
 	"encoding/binary"
 	"encoding/json"
-	"runtime/metrics"
 	"testing"
 
 	"tandemfs/journal"
+	"tandemfs/journal/alloctest"
 	"tandemfs/replicator/wire"
 )
-
-// allocated says roughly how many bytes f takes from the heap.
-func allocated(f func()) uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	before := sample[0].Value.Uint64()
-	f()
-	metrics.Read(sample)
-	return sample[0].Value.Uint64() - before
-}
 
 // slack is what a fuzz target may take whatever it is given: the buffers of a connection's two ends above all.
 const slack = 16 << 20
@@ -86,7 +76,7 @@ func FuzzTargetSession(f *testing.F) {
 	f.Add(said(rawFrame(wire.TypePing, nil), rawFrame(wire.TypeBegin, []byte(`{"cursor":{"epoch":1e99}}`)), rawFrame(wire.TypeHello, []byte("TNDM"))))
 	p := freshlyAuthorized(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		n := allocated(func() {
+		n := alloctest.Bytes(func() {
 			conn, over := speak(t, p)
 			defer conn.Close()
 			conn.Write(frames(input)) // it may be closed before all is read
@@ -137,7 +127,7 @@ func FuzzVerifySession(f *testing.F) {
 	before := p.to.dump()
 	first := wire.Verify{ID: p.id, VolumeID: p.from.ID(), Epoch: p.dst.status(p.id).RecoveryPoint.Epoch}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		n := allocated(func() {
+		n := alloctest.Bytes(func() {
 			conn, over := speakFirst(t, p, wire.TypeVerify, first)
 			defer conn.Close()
 			conn.Write(frames(input)) // it may be closed before all is read
@@ -173,7 +163,7 @@ func FuzzSourceSession(f *testing.F) {
 	r := p.src.rels[p.id]
 	f.Fuzz(func(t *testing.T, input []byte) {
 		s := &sourceSession{m: p.src.Manager, r: r, replies: make(chan any, 4)}
-		n := allocated(func() {
+		n := alloctest.Bytes(func() {
 			for rest := frames(input); len(rest) > 0; {
 				kind, whole, after := takeFrame(rest)
 				rest = after

@@ -10,23 +10,13 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
-	"runtime/metrics"
 	"strings"
 	"syscall"
 	"testing"
 
 	"tandemfs/cmd/api"
+	"tandemfs/journal/alloctest"
 )
-
-// allocated says roughly how many bytes f takes from the heap.
-func allocated(f func()) uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	before := sample[0].Value.Uint64()
-	f()
-	metrics.Read(sample)
-	return sample[0].Value.Uint64() - before
-}
 
 // slack is what a fuzz target may take whatever it is given: the runtime's own needs are counted too.
 const slack = 4 << 20
@@ -67,7 +57,7 @@ func FuzzRequest(f *testing.F) {
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = target.Path, target.RawPath, target.RawQuery
 		var status int
 		var text []byte
-		if n := allocated(func() { status, text, err = ask(r) }); n > slack+16*uint64(len(body)+len(path)) {
+		if n := alloctest.Bytes(func() { status, text, err = ask(r) }); n > slack+16*uint64(len(body)+len(path)) {
 			t.Fatalf("a request of %d bytes took %d of memory", len(body)+len(path), n)
 		}
 		if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {

@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tandemfs/journal/alloctest"
 )
 
 func identity(t testing.TB) tls.Certificate {
@@ -309,7 +311,7 @@ func FuzzHello(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var h Hello
 		var err error
-		if n := allocated(func() { h, err = parseHello(b) }); n > slack+2*uint64(len(b)) {
+		if n := alloctest.Bytes(func() { h, err = parseHello(b) }); n > slack+2*uint64(len(b)) {
 			t.Fatalf("%d bytes took %d of memory", len(b), n)
 		}
 		if err != nil {

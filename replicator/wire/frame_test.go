@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"tandemfs/journal/alloctest"
 )
 
 // framed gives a frame's bytes.
@@ -130,7 +132,7 @@ func FuzzFrame(f *testing.F) {
 			var kind Type
 			var content []byte
 			var err error
-			if n := allocated(func() { kind, content, err = r.read(nil) }); n > MaxRaw+maxPayload+slack {
+			if n := alloctest.Bytes(func() { kind, content, err = r.read(nil) }); n > MaxRaw+maxPayload+slack {
 				t.Fatalf("a frame took %d bytes of memory", n)
 			}
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"tandemfs/journal"
+	"tandemfs/journal/alloctest"
 )
 
 // records has one of every shape.
@@ -194,7 +195,7 @@ func TestAttributesThatAreTooManyAreRefusedBeforeTheyAreKept(t *testing.T) {
 	var d Decoder
 	d.Reset(b)
 	var err error
-	if n := allocated(func() { _, err = d.Next(&r) }); !errors.Is(err, ErrRecord) || n > slack {
+	if n := alloctest.Bytes(func() { _, err = d.Next(&r) }); !errors.Is(err, ErrRecord) || n > slack {
 		t.Errorf("%d bytes of memory were taken, %v", n, err)
 	}
 }
@@ -230,7 +231,7 @@ func FuzzRecords(f *testing.F) {
 		for range len(b) + 1 {
 			var ok bool
 			var err error
-			if n := allocated(func() { ok, err = d.Next(&r) }); n > slack+perAttribute*uint64(len(b)) {
+			if n := alloctest.Bytes(func() { ok, err = d.Next(&r) }); n > slack+perAttribute*uint64(len(b)) {
 				t.Fatalf("a record in %d bytes took %d of memory", len(b), n)
 			}
 			if err != nil || !ok {
