@@ -34,6 +34,9 @@ func (r *rawFS) status(err error) fuse.Status {
 	var errno unix.Errno // on the heap
 	switch {
 	case errors.As(err, &errno):
+		if errno == unix.EIO { // a disk that fails, or a before image that is lost: somebody has to hear of it
+			r.s.log.Error("an operation failed", "error", err)
+		}
 		return fuse.Status(errno)
 	case errors.Is(err, fs.ErrNotExist):
 		return fuse.ENOENT
