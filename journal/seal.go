@@ -97,12 +97,13 @@ func (j *Journal) checkView(n Epoch) error {
 func (j *Journal) Forget(upto Epoch, bases ...Epoch) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.state.bases = append(bases[:len(bases):len(bases)], upto)
-	if upto <= j.state.forgotten {
-		return nil
-	}
 	if upto >= j.state.epoch {
 		return fmt.Errorf("%w: %d", ErrNotSealed, upto)
+	}
+	j.state.bases = append(bases[:len(bases):len(bases)], upto)
+	if upto <= j.state.forgotten {
+		j.keeper.wake() // epochs may have become one by the bases alone, as after Open
+		return nil
 	}
 	if err := j.control(record{kind: recordForgot, epoch: upto}); err != nil {
 		return err
