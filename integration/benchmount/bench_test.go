@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestShuffledOffsetsAreTheSameBlocksInAnotherOrder(t *testing.T) {
@@ -30,7 +32,7 @@ func TestEveryRowOnFilesAndDataDoesItsWork(t *testing.T) {
 	o := options{size: 2 << 20, files: 150}
 	seen := make(map[string]bool)
 	for _, row := range append(dataRows(o), fileRows(o)...) {
-		rate, err := row.measure(filepath.Join(dir, row.directory()))
+		rate, err := row.measure(filepath.Join(dir, row.directory()), unix.Sync)
 		if err != nil || rate <= 0 {
 			t.Errorf("%s: rate %v, %v", row.name, rate, err)
 		}

@@ -88,8 +88,9 @@ func measure(t *lab.Host, o options) {
 		for round := range o.rounds {
 			for i := range contenders {
 				c := contenders[(round+i)%len(contenders)]
-				settle(contenders)
-				rate, err := row.measure(filepath.Join(c.dir, fmt.Sprintf("%s-%d", row.directory(), round)))
+				settled := func() { settle(contenders) }
+				settled()
+				rate, err := row.measure(filepath.Join(c.dir, fmt.Sprintf("%s-%d", row.directory(), round)), settled)
 				if err != nil {
 					t.Fatalf("%s on %s: %v", row.name, c.name, err)
 				}

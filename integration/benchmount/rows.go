@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A row is one kind of work. Each turn has a directory of its own, which does not exist before.
@@ -30,8 +28,9 @@ type row struct {
 // directory is the row's name as a directory's.
 func (r row) directory() string { return strings.NewReplacer(" ", "-", ",", "").Replace(r.name) }
 
-// measure does the row's work in dir and gives its rate.
-func (r row) measure(dir string) (float64, error) {
+// measure does the row's work in dir and gives its rate. Before that it has settled what it has prepared: what a
+// replication of it costs is not the work's.
+func (r row) measure(dir string, settle func()) (float64, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return 0, err
 	}
@@ -39,7 +38,7 @@ func (r row) measure(dir string) (float64, error) {
 		if err := r.prepare(dir); err != nil {
 			return 0, fmt.Errorf("prepare: %w", err)
 		}
-		unix.Sync()
+		settle()
 	}
 	if r.warm {
 		if _, err := r.work(dir); err != nil {
