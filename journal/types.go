@@ -16,6 +16,10 @@ type Ident struct {
 // IsZero reports whether the identity stands for no inode.
 func (id Ident) IsZero() bool { return id == Ident{} }
 
+// Unknown stands for some inode of which nothing else is known, and that is not there any more: what a name stood
+// for that was changed by somebody who did not ask before. No inode has this identity.
+var Unknown = Ident{Ino: math.MaxUint64, Gen: math.MaxUint64}
+
 // String gives the identity as "ino.gen" in decimal.
 func (id Ident) String() string { return fmt.Sprintf("%d.%d", id.Ino, id.Gen) }
 

@@ -51,11 +51,18 @@ type failure struct{ err error }
 func (f failure) Error() string { return f.err.Error() }
 func (f failure) Unwrap() error { return f.err }
 
+// diverged is a failure that another transfer of the same seal would run into again.
+type diverged struct{ error }
+
 // failedThere is what the target has reported.
 func failedThere(f wire.Failed) error {
 	text := wire.Printable(f.Text)
-	if f.Class == wire.ClassNoSpace {
-		return failure{fmt.Errorf("%w on the target: make room there, and the transfer goes on by itself (%s)", errFull, text)}
+	err := fmt.Errorf("on the target (%s): %s", f.Class, text)
+	switch f.Class {
+	case wire.ClassNoSpace:
+		err = fmt.Errorf("%w on the target: make room there, and the transfer goes on by itself (%s)", errFull, text)
+	case wire.ClassDivergence:
+		err = diverged{err}
 	}
-	return failure{fmt.Errorf("on the target (%s): %s", f.Class, text)}
+	return failure{err}
 }

@@ -158,3 +158,23 @@ func TestLittleIsSentForLittleThatChanged(t *testing.T) {
 		t.Errorf("a directory's rename took %d bytes", n)
 	}
 }
+
+func TestWhatIsRecordedTooLateForASealGoesWithTheNextOne(t *testing.T) {
+	p := newPair(t).create()
+	p.settled()
+	// Somebody makes a file around the mount, in a directory that is new: the seal has it, and no record.
+	var made *node
+	p.from.change(func() {
+		made = p.from.node(typeRegular | 0o644)
+		made.attr.Nlink = 1
+		dir := p.from.node(typeDir | 0o755)
+		dir.attr.Nlink, dir.parent = 2, p.from.root
+		dir.names["around"] = made.id
+		no(p.from.j.NoteCreated(dir.id))
+		p.from.setName(p.from.root, "dir", dir.id)
+	})
+	eventually(t, "the transfer fails", func() bool { return strings.Contains(p.src.status(p.id).LastError, "is unknown") })
+	p.from.change(func() { no(p.from.j.NoteCreated(made.id)) })
+	p.settled()
+	p.same()
+}

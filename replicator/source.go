@@ -61,6 +61,9 @@ func (s *sourceSession) run(parent context.Context) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause // what ended the connection, not what its end made fail
 	}
+	if errors.As(err, new(diverged)) {
+		err = errors.Join(err, s.origin.drop(s.r)) // the next one has a seal of its own
+	}
 	cancel(err)
 	stop()
 	s.leave(err)

@@ -76,6 +76,24 @@ type Volume struct {
 	ShowSnapshots bool        `json:"show_snapshots"` // whether listings of the root name .snapshot
 	Created       time.Time   `json:"created"`
 	Relationships []string    `json:"relationships"` // ids of those that use the volume
+	Around        *Around     `json:"around,omitempty"`
+}
+
+// Around is what is known of changes that were made in a volume's directory around its mount, since it was opened.
+// It is absent while the volume is not open.
+type Around struct {
+	Watched    bool       `json:"watched"`          // the kernel tells of them
+	Reason     string     `json:"reason,omitempty"` // why not: then they are found at the next start
+	Error      string     `json:"error,omitempty"`  // why what was noticed cannot be recorded at present
+	Sweeping   bool       `json:"sweeping"`         // what was changed before the start is being looked for
+	Swept      *time.Time `json:"swept"`            // when that ended; null: not yet, or there was no need
+	SweptFiles int64      `json:"swept_files"`      // how many files, directories and others it has looked at
+	Changes    int64      `json:"changes"`          // that were noticed
+	LastPath   string     `json:"last_path,omitempty"`
+	LastTime   *time.Time `json:"last_time"`
+	// NamesInDoubt counts the times that names were changed while nobody watched, so that a copy may have names
+	// which are not there any more.
+	NamesInDoubt uint64 `json:"names_in_doubt"`
 }
 
 // CreateVolume asks for the protection of a directory.

@@ -106,7 +106,7 @@ func showVolume(ctx context.Context, c *call) error {
 	}
 	return c.answer(v, func(o *output) {
 		o.line("volume %s", v.Name)
-		o.fields([][2]string{
+		o.fields(append([][2]string{
 			{"directory", v.Path},
 			{"mount", v.Mount + mountOptions(v)},
 			{"state", volumeState(v)},
@@ -114,7 +114,7 @@ func showVolume(ctx context.Context, c *call) error {
 			{"relationships", list(v.Relationships)},
 			{"id", v.ID},
 			{"created", o.moment(v.Created)},
-		})
+		}, aroundFields(o, v.Around)...))
 	})
 }
 
@@ -132,6 +132,36 @@ func rebuildVolume(ctx context.Context, c *call) error {
 		return err
 	}
 	return c.answer(v, func(o *output) { o.line("volume %s rebuilt, mounted at %s", v.Name, v.Mount) })
+}
+
+// aroundFields says what is known of changes around the mount.
+func aroundFields(o *output, a *api.Around) [][2]string {
+	if a == nil {
+		return nil
+	}
+	watched := "yes"
+	if !a.Watched {
+		watched = "no, changes are found at the next start: " + a.Reason
+	}
+	sweep := "not needed"
+	switch {
+	case a.Sweeping:
+		sweep = "under way, " + count(a.SweptFiles) + " files so far"
+	case a.Swept != nil:
+		sweep = "done " + o.moment(*a.Swept) + ", " + count(a.SweptFiles) + " files"
+	}
+	changes := count(a.Changes)
+	if a.LastTime != nil {
+		changes += ", the last one " + o.moment(*a.LastTime) + ": " + a.LastPath
+	}
+	if a.Error != "" {
+		changes += "; cannot be recorded: " + a.Error
+	}
+	fields := [][2]string{{"watched", watched}, {"sweep", sweep}, {"around mount", changes}}
+	if a.NamesInDoubt > 0 {
+		fields = append(fields, [2]string{"names", "changed while nobody watched: a copy may have names that are gone here"})
+	}
+	return fields
 }
 
 func removeVolume(ctx context.Context, c *call) error {

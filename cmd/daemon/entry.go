@@ -304,5 +304,24 @@ func (e *entry) describe() api.Volume {
 		return v
 	}
 	v.State, v.ID = api.VolumeMounted, e.volume.ID()
+	v.Around = around(e.volume.Around())
 	return v
+}
+
+// around is what a volume knows of changes around its mount, as the API shows it.
+func around(a volume.Around) *api.Around {
+	return &api.Around{
+		Watched: a.Watched, Reason: a.Reason, Error: a.Error,
+		Sweeping: a.Sweeping, Swept: whenever(a.Swept), SweptFiles: a.Seen,
+		Changes: a.Changes, LastPath: a.LastPath, LastTime: whenever(a.LastTime), NamesInDoubt: a.InDoubt,
+	}
+}
+
+// whenever gives a time as the API has it; nil for none.
+func whenever(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
 }

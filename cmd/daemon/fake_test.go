@@ -112,6 +112,7 @@ func (v *fakeVolume) ID() string                { return "id-" + v.name }
 func (v *fakeVolume) Root() journal.Ident       { return journal.Ident{} }
 func (v *fakeVolume) Journal() *journal.Journal { return nil }
 func (v *fakeVolume) Close() error              { return v.backend.did("close %s", v.name) }
+func (v *fakeVolume) Around() volume.Around     { return volume.Around{Watched: true} }
 func (v *fakeVolume) SetReadOnly(ro bool) error { return v.backend.did("volume %s ro=%v", v.name, ro) }
 
 func (v *fakeVolume) Remove() error {

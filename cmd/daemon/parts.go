@@ -21,6 +21,8 @@ import (
 type Volume interface {
 	replicator.Volume
 	Snapshots
+	// Around tells of changes in the directory around the mount.
+	Around() volume.Around
 	// Close leaves the volume's state in its directory, for the next Open.
 	Close() error
 	// Remove closes the volume and takes its state out of the directory.

@@ -57,11 +57,12 @@ func Attr(st *unix.Statx_t) journal.Attr {
 	return journal.Attr{
 		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid,
 		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Size: int64(st.Size),
-		Atime: stamp(st.Atime), Mtime: stamp(st.Mtime), Ctime: stamp(st.Ctime),
+		Atime: Stamp(st.Atime), Mtime: Stamp(st.Mtime), Ctime: Stamp(st.Ctime),
 	}
 }
 
-func stamp(t unix.StatxTimestamp) journal.Time { return journal.Time{Sec: t.Sec, Nsec: t.Nsec} }
+// Stamp turns one of statx(2)'s times into a journal's.
+func Stamp(t unix.StatxTimestamp) journal.Time { return journal.Time{Sec: t.Sec, Nsec: t.Nsec} }
 
 // Open is openat(2), close-on-exec, never following a symbolic link at the end.
 func Open(dirfd int, name string, flags int, mode uint32) (fd int, err error) {

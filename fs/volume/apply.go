@@ -17,6 +17,7 @@ import (
 
 // inside runs a change between the journal's Enter and Leave.
 func (v *Volume) inside(change func() error) error {
+	v.around.busy()
 	v.journal.Enter()
 	defer v.journal.Leave()
 	return change()

@@ -567,9 +567,11 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 }
 
 // touchMoved records a change of attributes where a move makes one that matters: XFS sets the modification
-// time of a directory that gets another parent, and of what is exchanged; and a view wants the change time.
+// time of a directory that gets another parent, and of what is exchanged; and a view wants the change time, which
+// a sweep wants to see before it changes.
 func (v *Volume) touchMoved(n *Inode, exchange bool) error {
-	if !n.IsDir() && !exchange && !v.journal.Holding() {
+	matters := n.IsDir() || exchange || v.journal.Holding()
+	if !matters && !v.around.sweeping() {
 		return nil
 	}
 	o, err := v.open.get(n.ID, reachPath)
@@ -577,6 +579,9 @@ func (v *Volume) touchMoved(n *Inode, exchange bool) error {
 		return err
 	}
 	defer v.open.put(o)
+	if !matters {
+		return nil
+	}
 	return v.journal.TouchMeta(n.ID, o)
 }
 

@@ -107,6 +107,7 @@ func (c *openCache) addNamed(id journal.Ident, fd int, got reach) (*openInode, e
 		c.retired = append(c.retired, fd)
 		return nil, err
 	}
+	c.v.around.meet(id, &st)
 	return c.addLocked(id, fd, got), nil
 }
 
@@ -303,6 +304,38 @@ func (c *openCache) forget(id journal.Ident) {
 	c.mu.Lock()
 	defer c.unlock()
 	if o := c.inodes[id]; o != nil {
+		c.drop(o)
+	}
+}
+
+// suspect takes what is remembered of an inode's privileges for void: somebody else has changed it.
+func (c *openCache) suspect(id journal.Ident) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.find(id); o != nil {
+		o.plain.Store(false)
+	}
+}
+
+// forgetGone is forget for an inode that may have lost its last name by somebody else's doing.
+func (c *openCache) forgetGone(id journal.Ident) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.inodes[id]
+	if o == nil {
+		return
+	}
+	var st unix.Statx_t
+	if err := sys.Stat(o.fd, "", &st); err == nil && st.Nlink == 0 {
+		c.drop(o)
+	}
+}
+
+// renew takes every inode with a name out of the cache, so that each is looked at when it is used next.
+func (c *openCache) renew() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.inodes {
 		c.drop(o)
 	}
 }

@@ -44,6 +44,7 @@ func (v *Volume) Seal() (*View, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.around.soon()
 	w := v.newView(n)
 	v.addTransient(w)
 	return w, nil
@@ -139,6 +140,9 @@ func gone(err error) error {
 
 // image gives an inode's attributes at the seal.
 func (w *View) image(id journal.Ident, xattrs bool) (journal.Image, error) {
+	if id == journal.Unknown {
+		return journal.Image{}, fs.ErrNotExist
+	}
 	live, liveErr := w.live(id, xattrs)
 	was, ok, err := w.v.journal.ImageAt(w.epoch, id)
 	if ok && was.Attr.Nlink == 0 { // it was only open
@@ -194,6 +198,9 @@ func (w *View) Lookup(dir journal.Ident, name string) (journal.Ident, error) {
 	}
 	now, liveErr := w.lookupLive(dir, name)
 	was, ok, err := w.v.journal.NameAt(w.epoch, dir, name)
+	if was == journal.Unknown { // it was changed around the mount, and nothing of it was kept
+		was = journal.Ident{}
+	}
 	if err != nil || ok {
 		return was, err
 	}
@@ -227,7 +234,7 @@ func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 		return changed
 	})
 	for name, id := range was {
-		if id.IsZero() {
+		if id.IsZero() || id == journal.Unknown {
 			continue
 		}
 		attr, err := w.Stat(id)

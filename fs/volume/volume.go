@@ -114,6 +114,7 @@ type Volume struct {
 	diffs     diffs
 	reclaimer reclaimer
 	room      room
+	around    around
 }
 
 // Open opens a directory as a volume. The directory is held by descriptor from here on, so a mount may
@@ -189,6 +190,9 @@ func (v *Volume) openParts(fd int) (err error) {
 	if err != nil {
 		return err
 	}
+	if err = v.around.begin(v, fd); err != nil {
+		return err
+	}
 	v.unclaimed.seals = v.journal.Held()
 	if v.aside, err = openAside(v.backing, fd); err != nil {
 		return err
@@ -211,6 +215,7 @@ func (v *Volume) openParts(fd int) (err error) {
 
 // closeParts closes what openParts opened.
 func (v *Volume) closeParts() (err error) {
+	v.around.stop()
 	v.reclaimer.stop()
 	v.listings = listings{}
 	if v.journal != nil {
@@ -288,10 +293,13 @@ func (v *Volume) Root() journal.Ident { return v.root }
 // Journal is the volume's journal.
 func (v *Volume) Journal() *journal.Journal { return v.journal }
 
-// SetKernel names the mount that serves the volume from now on; nil when there is none.
+// SetKernel names the mount that serves the volume from now on; nil when there is none. From the first one on
+// changes around the mount are recorded: whether the volume is read-only is to be settled by then.
 func (v *Volume) SetKernel(k Kernel) {
 	if k == nil {
 		k = noKernel{}
+	} else {
+		defer v.around.start()
 	}
 	v.kernel.Store(&k)
 }
@@ -365,6 +373,7 @@ func (v *Volume) Usage() (inodes, bytes int64) {
 
 // enter begins a change that came through the mount. leave ends it.
 func (v *Volume) enter() error {
+	v.around.busy()
 	v.journal.Enter()
 	if v.readOnly.Load() {
 		v.journal.Leave()

@@ -1,0 +1,383 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"tandemfs/fs/sys"
+	"tandemfs/journal"
+)
+
+// What is recorded of a change that was made around the mount. Nobody asked before it was made, so a record says
+// less than others do, and never less than what has to be sent:
+//
+//   - Of content it is not known what has changed: the whole file counts as touched.
+//   - A name is touched, with what it stood for where that is known, and else with journal.Unknown.
+//   - An inode is new if it was made, or came from outside the volume. Whether one with several names is new or
+//     had a name here before cannot be told; then names are in doubt.
+//
+// What is there now is kept for views, as with any change: they show what somebody else wrote, and from then on
+// always the same.
+
+// recordEvent records what the kernel has told of a directory, or two, in the volume.
+func (a *around) recordEvent(e *sys.Event, from, to bool, now journal.Time) (err error) {
+	if e.What&(sys.Named|sys.Unnamed) != 0 {
+		err = a.named(e)
+	}
+	if err == nil && e.What&sys.Moved != 0 {
+		err = a.moved(e, from, to)
+	}
+	if err == nil && e.What&(sys.Modified|sys.Closed|sys.Attributes) != 0 {
+		err = a.changed(e.Inode, e.What, now)
+	}
+	return err
+}
+
+// named records a name that was made or removed, or both.
+func (a *around) named(e *sys.Event) error {
+	was := journal.Ident{}
+	if e.What&sys.Unnamed != 0 {
+		was = a.left(e.Inode)
+	}
+	err := a.touchName(e.Dir, e.Name, was)
+	if err == nil && e.What&sys.Named != 0 {
+		return a.arrived(e.Inode, e.Dir, e.Name)
+	}
+	if err == nil && was == e.Inode { // it has another name
+		return a.touch(e.Inode, false)
+	}
+	return err
+}
+
+// left gives what a name that was removed is recorded to have stood for. What has no name left at all is let go.
+func (a *around) left(id journal.Ident) journal.Ident {
+	var n Inode
+	if err := a.v.Stat(id, &n); err == nil && n.Stat.Nlink > 0 {
+		return id
+	}
+	_ = a.v.keep(id) // fails where nothing has it open any more
+	_ = a.v.inside(func() error {
+		a.v.journal.NoteRemoved(id)
+		return nil
+	})
+	a.v.open.forget(id)
+	return journal.Unknown
+}
+
+// moved records a rename, within the volume, into it or out of it.
+func (a *around) moved(e *sys.Event, from, to bool) error {
+	if from {
+		was := journal.Unknown
+		if to {
+			was = e.Inode
+		}
+		if err := a.touchName(e.Dir, e.Name, was); err != nil {
+			return err
+		}
+	}
+	if !to {
+		a.departed()
+		return nil
+	}
+	if err := a.touchName(e.NewDir, e.NewName, journal.Unknown); err != nil { // something may have stood there
+		return err
+	}
+	if from {
+		return a.touch(e.Inode, false)
+	}
+	return a.arrived(e.Inode, journal.Ident{}, "")
+}
+
+// departed forgets what was noted: what has left the volume is new when it comes back.
+func (a *around) departed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.born)
+}
+
+// arrived records an inode that has got a name in the volume: dir's name, or with a zero dir one that it brought
+// along from elsewhere. That it is new is certain of one that was made since the last look, of a directory, and of
+// one that has no other name. Anything else may have been here under another name.
+func (a *around) arrived(id, dir journal.Ident, name string) error {
+	var n Inode
+	err := a.v.Stat(id, &n)
+	if isStale(err) || err == nil && n.Stat.Nlink == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	_, known := a.born[id]
+	a.mu.Unlock()
+	if known {
+		return a.touch(id, false)
+	}
+	only := n.Stat.Nlink == 1
+	if only && !dir.IsZero() { // unless it lost this name again, and the one that is left is an old one
+		now, err := a.v.identOf(dir, name)
+		if only = now == id; err != nil && !isStale(err) {
+			return err
+		}
+	}
+	if n.IsDir() || only || !earlier(sys.Stamp(n.Stat.Btime), a.looked) {
+		return a.found(id, n.IsDir())
+	}
+	return errors.Join(a.touch(id, false), a.doubt())
+}
+
+// found records that an inode is new to the volume, and what is below it. The names in a new directory are touched
+// all the same: a seal may come in between.
+func (a *around) found(id journal.Ident, dir bool) error {
+	if err := a.noteNew(id); err != nil || !dir {
+		return err
+	}
+	err := a.v.eachEntry(id, func(fd int, name string, st *unix.Statx_t) error {
+		child, err := a.v.backing.IdentAt(fd, name)
+		if isStale(err) || errors.Is(err, unix.EXDEV) {
+			return nil
+		}
+		if err == nil {
+			err = a.touchName(id, name, journal.Ident{})
+		}
+		a.mu.Lock()
+		_, known := a.born[child]
+		a.mu.Unlock()
+		if err != nil || known {
+			return err
+		}
+		return a.found(child, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	})
+	if isStale(err) {
+		return nil
+	}
+	return err
+}
+
+// noteNew records that an inode is new to the volume.
+func (a *around) noteNew(id journal.Ident) error {
+	err := a.v.inside(func() error { return a.v.journal.NoteCreated(id) })
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	bounded(a.born)
+	a.born[id] = struct{}{}
+	a.untold.inode(id, true)
+	return err
+}
+
+// bounded empties a map that has become too large.
+func bounded[V any](m map[journal.Ident]V) {
+	if len(m) >= maxNoted {
+		clear(m)
+	}
+}
+
+// eachEntry calls f for each name in a directory, with its attributes and the directory's descriptor.
+func (v *Volume) eachEntry(dir journal.Ident, f func(fd int, name string, st *unix.Statx_t) error) error {
+	fd, err := v.backing.OpenIdent(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	return eachName(fd, func(name string) error {
+		if v.hidden(dir, name) {
+			return nil
+		}
+		var st unix.Statx_t
+		err := sys.Stat(fd, name, &st)
+		if isStale(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return f(fd, name, &st)
+	})
+}
+
+// touchName records that a name was changed.
+func (a *around) touchName(dir journal.Ident, name string, was journal.Ident) error {
+	d, err := a.v.open.get(dir, reachDir)
+	if isStale(err) { // what has become of the directory is told too
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer a.v.open.put(d)
+	err = a.v.inside(func() error {
+		if err := a.v.journal.TouchMeta(dir, d); err != nil {
+			return err
+		}
+		return a.v.journal.TouchName(dir, name, was)
+	})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.untold.name(dir, name)
+	return err
+}
+
+// written reports whether a file that was closed may have been written through a map: it was changed since its
+// content was last recorded.
+func (a *around) written(id journal.Ident) bool {
+	var n Inode
+	if a.v.Stat(id, &n) != nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	since, ok := a.sent[id]
+	if !ok {
+		since = a.began
+	}
+	return !earlier(sys.Stamp(n.Stat.Ctime), since)
+}
+
+// changed records a change of attributes, or of content too.
+func (a *around) changed(id journal.Ident, what sys.Change, now journal.Time) error {
+	var n Inode
+	err := a.v.Stat(id, &n)
+	if isStale(err) || err == nil && n.Stat.Nlink == 0 {
+		a.v.open.forgetGone(id)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	content := what&(sys.Modified|sys.Closed) != 0 && n.Stat.Mode&unix.S_IFMT == unix.S_IFREG
+	if content {
+		a.mu.Lock()
+		bounded(a.sent)
+		a.sent[id] = now
+		a.mu.Unlock()
+	}
+	return a.touch(id, content)
+}
+
+// touch records that an inode was changed, and perhaps all of its content.
+func (a *around) touch(id journal.Ident, content bool) error {
+	err := a.v.touchForeign(id, content)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.untold.inode(id, content)
+	return err
+}
+
+// touchForeign is touch without the mount. Content that has to be kept is copied piece by piece, so that no seal
+// waits for long.
+func (v *Volume) touchForeign(id journal.Ident, content bool) error {
+	want := reachPath
+	if content {
+		want = reachRead
+	}
+	o, err := v.open.get(id, want)
+	if isStale(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer v.open.put(o)
+	v.open.suspect(id)
+	if !content {
+		return v.inside(func() error { return v.journal.TouchMeta(id, o) })
+	}
+	for x := (journal.Extent{End: maxCopy}); ; x = (journal.Extent{Off: x.End, End: x.End + maxCopy}) {
+		last := false
+		err := v.inside(func() error {
+			var n Inode
+			if err := v.statOpen(o, &n); err != nil {
+				return err
+			}
+			if last = !v.journal.Holding() || x.End >= int64(n.Stat.Size); last {
+				x.End = journal.MaxOffset
+			}
+			return v.journal.TouchData(id, x, o)
+		})
+		if err != nil || last {
+			return err
+		}
+	}
+}
+
+// doubt notes that names were changed, and not how.
+func (a *around) doubt() error {
+	a.mu.Lock()
+	a.status.InDoubt++
+	n := a.status.InDoubt
+	a.mu.Unlock()
+	return a.v.journal.SetState(doubtKey, binary.AppendUvarint(nil, n))
+}
+
+func (v *Volume) recallDoubt() (uint64, error) {
+	value, err := v.journal.State(doubtKey)
+	n, _ := binary.Uvarint(value)
+	return n, err
+}
+
+// NamesInDoubt is not zero when names were changed around the mount and the journal does not say which: what the
+// volume's records make of a copy may have names that are not here any more. Only a comparison of all names settles
+// that. NamesSettled says that it was made, with the number from before it: what came into doubt since then stays.
+func (v *Volume) NamesInDoubt() uint64 { return v.Around().InDoubt }
+
+// NamesSettled is for NamesInDoubt.
+func (v *Volume) NamesSettled(n uint64) error {
+	a := &v.around
+	a.mu.Lock()
+	a.status.InDoubt -= min(n, a.status.InDoubt)
+	left := a.status.InDoubt
+	a.mu.Unlock()
+	return v.journal.SetState(doubtKey, binary.AppendUvarint(nil, left))
+}
+
+// foreignDifferences are what the mount has to be told of.
+type foreignDifferences struct {
+	inodes map[journal.Ident]bool // whether content may differ
+	names  map[place]struct{}
+}
+
+func (d *foreignDifferences) inode(id journal.Ident, content bool) {
+	if d.inodes == nil {
+		d.inodes = map[journal.Ident]bool{}
+	}
+	d.inodes[id] = d.inodes[id] || content
+}
+
+func (d *foreignDifferences) name(dir journal.Ident, name string) {
+	if d.names == nil {
+		d.names = map[place]struct{}{}
+	}
+	d.names[place{dir, name}] = struct{}{}
+	d.inode(dir, false)
+}
+
+func (d *foreignDifferences) add(more foreignDifferences) {
+	for id, content := range more.inodes {
+		d.inode(id, content)
+	}
+	for at := range more.names {
+		d.name(at.dir, at.name)
+	}
+}
+
+// Inodes is Differences'.
+func (d foreignDifferences) Inodes(yield func(journal.Ident, bool) error) error {
+	for id, content := range d.inodes {
+		if err := yield(id, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Names is Differences'.
+func (d foreignDifferences) Names(yield func(journal.Ident, string) error) error {
+	for at := range d.names {
+		if err := yield(at.dir, at.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
