@@ -137,7 +137,29 @@ const (
 	reasonHolds  = "the target's volume had files before"
 	reasonAsked  = "somebody asked for it"
 	reasonRepair = "a verification found differences"
+	reasonAround = "names were changed around the mount while nobody watched"
 )
+
+// settleNames makes the next transfer of every member one that compares, where names are in doubt. One that has had
+// no transfer yet gets all names with its first.
+func (o *origin) settleNames() error {
+	n := o.vol.NamesInDoubt()
+	if n == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	members := slices.Collect(maps.Values(o.members))
+	o.mu.Unlock()
+	for _, r := range members {
+		if len(r.needs()) == 0 {
+			continue
+		}
+		if err := o.compare(r, comparison{Reason: reasonAround}, false); err != nil {
+			return err
+		}
+	}
+	return o.vol.NamesSettled(n)
+}
 
 // compare makes the next transfer one that compares, durably. With forget the target's recovery point is not known.
 func (o *origin) compare(r *relationship, c comparison, forget bool) error {
@@ -267,6 +289,9 @@ func (o *origin) sealFor(r *relationship, base journal.Epoch) error {
 	o.forgetting.Lock()
 	defer o.forgetting.Unlock()
 	now := time.Now()
+	if err := o.settleNames(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	r.source.sealedSince, r.source.dirtySince, r.source.missed = r.source.dirtySince, time.Time{}, 0
 	r.mu.Unlock()

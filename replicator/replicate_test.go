@@ -178,3 +178,26 @@ func TestWhatIsRecordedTooLateForASealGoesWithTheNextOne(t *testing.T) {
 	p.settled()
 	p.same()
 }
+
+func TestNamesThatTheJournalDoesNotHaveAreComparedOnceForEachDoubt(t *testing.T) {
+	p := newPair(t)
+	p.from.file(p.from.root, "gone", "content")
+	f := p.from.file(p.from.root, "file", "content")
+	p.create().settled()
+	p.from.change(func() {
+		no(p.from.j.TouchMeta(p.from.root, nil))
+		delete(p.from.nodes[p.from.root].names, "gone") // by somebody else
+		p.from.doubt = 1
+	})
+	p.settled()
+	p.same()
+	if n := p.from.NamesInDoubt(); n != 0 {
+		t.Errorf("%d are still in doubt", n)
+	}
+	p.from.write(f, 0, "more")
+	p.settled()
+	p.same()
+	if p.src.status(p.id).Progress.Comparing != "" {
+		t.Errorf("it compares again: %+v", p.src.status(p.id))
+	}
+}

@@ -32,6 +32,7 @@ type tree struct {
 	aside    map[journal.Ident]int // how many names it has there
 	seals    map[journal.Epoch]map[journal.Ident]*node
 	readOnly bool
+	doubt    uint64 // names were changed that the journal does not have
 	// published is the seal whose copy readers see; 0: they see what there is.
 	published journal.Epoch
 

@@ -205,6 +205,19 @@ func (n *node) nextBlock(start int64) int64 {
 }
 
 // ReleaseUnclaimed lets go of what the manager before this one held.
+func (v *tree) NamesInDoubt() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.doubt
+}
+
+func (v *tree) NamesSettled(n uint64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.doubt -= n
+	return nil
+}
+
 func (v *tree) ReleaseUnclaimed() {
 	seen := v.seen()
 	for _, n := range v.j.Held() {

@@ -91,8 +91,8 @@ type Around struct {
 	Changes    int64      `json:"changes"`          // that were noticed
 	LastPath   string     `json:"last_path,omitempty"`
 	LastTime   *time.Time `json:"last_time"`
-	// NamesInDoubt counts the times that names were changed while nobody watched, so that a copy may have names
-	// which are not there any more.
+	// NamesInDoubt counts the times that names were changed while nobody watched, until each relationship has noted
+	// to compare all names with its next transfer.
 	NamesInDoubt uint64 `json:"names_in_doubt"`
 }
 

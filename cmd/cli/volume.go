@@ -159,7 +159,7 @@ func aroundFields(o *output, a *api.Around) [][2]string {
 	}
 	fields := [][2]string{{"watched", watched}, {"sweep", sweep}, {"around mount", changes}}
 	if a.NamesInDoubt > 0 {
-		fields = append(fields, [2]string{"names", "changed while nobody watched: a copy may have names that are gone here"})
+		fields = append(fields, [2]string{"names", "changed while nobody watched: the next transfer compares all of them"})
 	}
 	return fields
 }

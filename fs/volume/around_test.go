@@ -302,10 +302,10 @@ func TestASweepFindsWhatWasChangedWhileNobodyWatched(t *testing.T) {
 		{"times", "touch -d @0 d/c", []string{"data /d/c", "meta /d/c"}, false},
 		{"the root's attributes", "chmod 700 .", []string{"meta /"}, true},
 		{"a file that has several names", "echo x >>g", []string{"data /d/g2", "meta /d/g2"}, false},
-		{"a new file", "echo x >d/new", []string{"meta /d", "name /d/new was unknown", "new /d/new"}, true},
-		{"a replaced file", "echo x >d/new; mv d/new d/c", []string{"meta /d", "name /d/c was unknown", "new /d/c"}, true},
-		{"a new tree", "mkdir -p d/n/m; echo x >d/n/m/o", []string{"meta /d", "name /d/n was unknown", "new /d/n", "new /d/n/m", "new /d/n/m/o"}, true},
-		{"a removed file", "rm d/c", []string{"meta /d"}, true},
+		{"a new file", "echo x >d/new", []string{"meta /", "meta /d", "name /d/new was unknown", "new /d/new"}, true},
+		{"a replaced file", "echo x >d/new; mv d/new d/c", []string{"meta /", "meta /d", "name /d/c was unknown", "new /d/c"}, true},
+		{"a new tree", "mkdir -p d/n/m; echo x >d/n/m/o", []string{"meta /", "meta /d", "name /d/n was unknown", "new /d/n", "new /d/n/m", "new /d/n/m/o"}, true},
+		{"a removed file", "rm d/c", []string{"meta /", "meta /d"}, true},
 		{"a renamed file", "mv a d/a", []string{"meta /", "meta /d", "name /d/a was unknown", "new /d/a"}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -125,7 +125,7 @@ func (a *around) arrived(id, dir journal.Ident, name string) error {
 	if n.IsDir() || only || !earlier(sys.Stamp(n.Stat.Btime), a.looked) {
 		return a.found(id, n.IsDir())
 	}
-	return errors.Join(a.touch(id, false), a.doubt())
+	return errors.Join(a.doubt(), a.touch(id, false)) // a transfer that begins in between knows of the doubt
 }
 
 // found records that an inode is new to the volume, and what is below it. The names in a new directory are touched
@@ -302,7 +302,7 @@ func (v *Volume) touchForeign(id journal.Ident, content bool) error {
 	}
 }
 
-// doubt notes that names were changed, and not how.
+// doubt notes that names were changed, and not how. It comes before a record, so that there is something to send.
 func (a *around) doubt() error {
 	a.mu.Lock()
 	a.status.InDoubt++

@@ -36,6 +36,7 @@ type sweep struct {
 	died         bool // since is not the end of an orderly stop
 
 	ours   map[journal.Ident]struct{} // what the process before explains
+	doubts bool                       // names may have gone, or come with all that is below
 	seen   int64
 	worked time.Time // since when without a rest
 
@@ -186,6 +187,9 @@ func (s *sweep) run() {
 		if err == nil {
 			err = s.rest()
 		}
+		if err == nil && s.doubts && !s.over() { // once: all names will be compared for it
+			err = errors.Join(a.doubt(), a.touch(a.v.root, false))
+		}
 		a.tell()
 		if s.over() {
 			return
@@ -304,18 +308,16 @@ func (s *sweep) record(n *Inode, dir swept, name string) error {
 		}
 		return s.a.noteNew(n.ID)
 	case dir.changed && n.IsDir(): // it may come from elsewhere
-		return s.a.doubt()
+		s.doubts = true
+		return nil
 	}
 	return s.touch(n)
 }
 
 // touch records what is not new.
 func (s *sweep) touch(n *Inode) error {
-	err := s.a.touch(n.ID, n.Stat.Mode&unix.S_IFMT == unix.S_IFREG)
-	if err == nil && n.IsDir() {
-		err = s.a.doubt()
-	}
-	return err
+	s.doubts = s.doubts || n.IsDir()
+	return s.a.touch(n.ID, n.Stat.Mode&unix.S_IFMT == unix.S_IFREG)
 }
 
 // rest records what was met and then changed through the volume in such a way that the walk did not come by.
