@@ -62,13 +62,15 @@ func pairOn(t *testing.T, kind string, fill func(dir string)) (source, target *v
 	return source, target, relate(t, source, target)
 }
 
-// eventuallySame waits until the copy's directory is what the source's is, and both mounts show that.
-func eventuallySame(t *testing.T, source, target *volume) {
+// eventuallySame waits until the copy's directory is what the source's is, and both mounts show that. On XFS holes
+// are not compared: whether zeros are one depends on what it did beside them.
+func eventuallySame(t *testing.T, kind string, source, target *volume) {
 	t.Helper()
+	o := tree.Options{IgnoreHoles: kind == lab.XFS}
 	lab.Eventually(t, time.Minute, "the copy equals its source, and the mounts too", func() error {
 		at := scan(t, source.Backing)
 		for _, dir := range []string{source.Mount, target.Backing, target.Mount} {
-			if diffs := tree.Compare(at, scan(t, dir), tree.Options{}); len(diffs) > 0 {
+			if diffs := tree.Compare(at, scan(t, dir), o); len(diffs) > 0 {
 				return fmt.Errorf("%s: %s", dir, strings.Join(diffs[:min(len(diffs), 5)], "\n"))
 			}
 		}
@@ -134,7 +136,7 @@ func TestWhatIsChangedAroundTheMountReachesTheMountAndTheCopy(t *testing.T) {
 			}
 			for _, change := range []func(*testing.T, string){inPlace, newNames, otherNames} {
 				change(t, source.Backing)
-				eventuallySame(t, source, target)
+				eventuallySame(t, kind, source, target)
 			}
 			pair.Quiet(time.Minute)
 			a := aroundOf(t, source)
@@ -145,7 +147,8 @@ func TestWhatIsChangedAroundTheMountReachesTheMountAndTheCopy(t *testing.T) {
 				t.Errorf("`volume show` does not name %s:\n%s", a.LastPath, out)
 			}
 			play(t, source.Mount, history.New(seed(t, 70)), 300)
-			sameCopy(t, "after more changes through the mount", source, target, pair)
+			pair.Quiet(time.Minute)
+			eventuallySame(t, kind, source, target)
 			if b := aroundOf(t, source); b.Changes != a.Changes {
 				t.Errorf("what the mount's users did is taken for foreign: %+v, then %+v", a, b)
 			}
@@ -172,7 +175,7 @@ func TestWhatIsChangedWhileTheDaemonIsDownIsSweptUp(t *testing.T) {
 			if a := sweptOf(t, source); a.Changes != 4 || a.NamesInDoubt != 0 {
 				t.Errorf("after changes in place: %+v", a)
 			}
-			eventuallySame(t, source, target)
+			eventuallySame(t, kind, source, target)
 
 			source.Node.Stop()
 			newNames(t, source.Backing)
@@ -180,13 +183,13 @@ func TestWhatIsChangedWhileTheDaemonIsDownIsSweptUp(t *testing.T) {
 			if a := sweptOf(t, source); a.Changes == 0 {
 				t.Errorf("after new names: %+v", a)
 			}
-			eventuallySame(t, source, target)
+			eventuallySame(t, kind, source, target)
 
 			source.Node.Stop()
 			otherNames(t, source.Backing)
 			source.Node.Start()
 			sweptOf(t, source)
-			eventuallySame(t, source, target)
+			eventuallySame(t, kind, source, target)
 			pair.Quiet(time.Minute)
 			if a := aroundOf(t, source); a.NamesInDoubt != 0 {
 				t.Errorf("names are still in doubt: %+v", a)
