@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"math"
 	"path"
 	"strings"
 	"sync"
@@ -54,6 +55,8 @@ const (
 	logEvery = time.Minute
 	// maxNoted bounds what is remembered of inodes that were noted.
 	maxNoted = 1 << 15
+
+	never = math.MaxUint64
 )
 
 // doubtKey is where the journal keeps the number of times that names came to be in doubt and were not settled.
@@ -72,9 +75,10 @@ type around struct {
 	idle    atomic.Bool           // the next change wakes the reader
 
 	// Of the goroutine that reads.
-	events []sys.Event  // read and not recorded yet
-	looked journal.Time // when the last look at the watch began that found all there was
-	places map[journal.Ident]site
+	operations uint64       // of the journal, when the file was last written; never: it has yet to be
+	events     []sys.Event  // read and not recorded yet
+	looked     journal.Time // when the last look at the watch began that found all there was
+	places     map[journal.Ident]site
 
 	mu     sync.Mutex
 	status Around
@@ -107,7 +111,7 @@ func (a *around) begin(v *Volume, stateFD int) error {
 	if a.began, err = sys.Clock(); err != nil {
 		return err
 	}
-	a.looked = a.began
+	a.looked, a.operations = a.began, never
 	if !ok { // nothing was protected before, or by a version that did not watch
 		return a.reached(watched{a.began, v.journal.Epoch()})
 	}
@@ -213,6 +217,7 @@ func (a *around) failed(err error) {
 
 // catchUp records all that the watch tells.
 func (a *around) catchUp() error {
+	operations, told := a.v.journal.Operations(), false
 	at := watched{epoch: a.v.journal.Epoch()}
 	var err error
 	if at.until, err = sys.Clock(); err != nil {
@@ -231,8 +236,13 @@ func (a *around) catchUp() error {
 		if err != nil {
 			return err
 		}
+		told = told || more
 	}
 	a.looked = at.until
+	if !told && operations == a.operations && !a.stopping() { // nothing happens: the disk may sleep
+		return nil
+	}
+	a.operations = operations
 	return a.reached(at)
 }
 
@@ -266,6 +276,7 @@ func (a *around) overflowed(now journal.Time) error {
 // reached notes that everything is known up to a moment, unless a sweep has yet to say so.
 func (a *around) reached(w watched) error {
 	if a.current.Load() != nil {
+		a.operations = never
 		return nil
 	}
 	if _, err := sys.WriteAt(a.record, w.encode(), 0); err != nil {
