@@ -39,6 +39,36 @@ old   /mnt/old   /old       failed: no such directory  read-only  0
 `)
 }
 
+func TestChangesAroundTheMountAreShown(t *testing.T) {
+	d := newDesk(t)
+	v := dataVolume()
+	swept, last := noon.Add(-time.Hour), noon.Add(-3*time.Second)
+	for _, c := range []struct {
+		around api.Around
+		want   string
+	}{
+		{api.Around{Watched: true}, `  watched        yes
+  sweep          not needed
+  around mount   0
+`},
+		{api.Around{Reason: "fanotify_init: function not implemented", Sweeping: true, SweptFiles: 1024}, `  watched        no, changes are found at the next start: fanotify_init: function not implemented
+  sweep          under way, 1,024 files so far
+  around mount   0
+`},
+		{api.Around{Watched: true, Swept: &swept, SweptFiles: 7, Changes: 12, LastPath: "/dir/file", LastTime: &last, Error: "disk full", NamesInDoubt: 1}, `  watched        yes
+  sweep          done 2026-11-23 11:00:00 (1 h ago), 7 files
+  around mount   12, the last one 2026-11-23 11:59:57 (3 s ago): /dir/file; cannot be recorded: disk full
+  names          changed while nobody watched: the next transfer compares all of them
+`},
+	} {
+		v.Around = &c.around
+		d.node.volumes = []api.Volume{v}
+		if code, out, _ := d.run("volume show data"); code != 0 || !strings.HasSuffix(out, c.want) {
+			t.Errorf("exit code %d:\n%s", code, out)
+		}
+	}
+}
+
 func TestTheNodeIsShown(t *testing.T) {
 	newDesk(t).must("node show", `node alpha
   fingerprint    SHA256:aaa
