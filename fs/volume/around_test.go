@@ -356,8 +356,8 @@ func TestNamesStayInDoubtUntilTheyAreSettled(t *testing.T) {
 func (v *Volume) unwatched(t *testing.T, command string) *sweep {
 	t.Helper()
 	v.noticed(t)
-	known := v.around.known
 	v.around.stop()
+	known := v.around.known
 	v.shell(t, command)
 	time.Sleep(20 * time.Millisecond) // longer than change times are coarse
 	until, err := sys.Clock()
@@ -399,9 +399,9 @@ func shownNow(t *testing.T, v *Volume, name string) journal.Ident {
 func TestWhatADeadProcessDidAtTheEndIsNotTakenForForeign(t *testing.T) {
 	v := below(t, "echo x >foreign")
 	v.noticed(t)
-	known := v.around.known
 	defer v.Close()
 	v.around.stop()
+	known := v.around.known
 	f := v.mustFile(t, v.mustDir(t, v.root, "d"), "f", "content")
 	v.mustWrite(t, f, 0, "more")
 	v.shell(t, "echo y >foreign")
