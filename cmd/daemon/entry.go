@@ -157,8 +157,8 @@ func (e *entry) useIfUp() (v Volume, done func(), up bool) {
 	return v, done, true
 }
 
-// watch notes when a mount goes away by other hands: what is then written to the plain directory is not
-// seen by anybody.
+// watch notes when a mount goes away by other hands: what is then written to the plain directory is written around
+// it.
 func (e *entry) watch(m Mount) {
 	m.Wait()
 	e.mu.Lock()
@@ -167,7 +167,7 @@ func (e *entry) watch(m Mount) {
 		return
 	}
 	e.mount = nil
-	e.failure = errors.New("its mount was taken away by another program: changes made meanwhile are not seen")
+	e.failure = errors.New("its mount was taken away by another program: changes made meanwhile are noticed only after they were made")
 	e.log.Error("volume cannot be used", "error", e.failure)
 }
 
