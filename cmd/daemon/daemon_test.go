@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -42,7 +43,7 @@ func TestARestartedNodeHasItsNameItsKeyAndItsVolumes(t *testing.T) {
 		t.Errorf("fingerprint was %s, is %s", before.Fingerprint, after.Fingerprint)
 	}
 	again := r.mustBe("data", api.VolumeMounted)
-	if fmt.Sprint(again) != fmt.Sprint(made) {
+	if !reflect.DeepEqual(again, made) {
 		t.Errorf("the volume was %+v, is %+v", made, again)
 	}
 	if !slices.Contains(r.backend.since(0), "mount data nosuid=true nodev=false") {

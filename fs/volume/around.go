@@ -190,13 +190,26 @@ func (a *around) run() {
 			return
 		}
 		last := a.stopping()
-		if !last {
+		if last {
+			passed(time.Now()) // what was changed through the volume until now is not found by the next sweep
+		} else {
 			time.Sleep(watchGather)
 		}
 		a.failed(a.catchUp())
 		if last {
 			return
 		}
+	}
+}
+
+// passed waits until the clock of change times, which is coarse, is past a moment.
+func passed(moment time.Time) {
+	for {
+		now, err := sys.Clock()
+		if err != nil || time.Unix(now.Sec, int64(now.Nsec)).After(moment) {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

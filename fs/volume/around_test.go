@@ -306,7 +306,7 @@ func TestASweepFindsWhatWasChangedWhileNobodyWatched(t *testing.T) {
 		{"a replaced file", "echo x >d/new; mv d/new d/c", []string{"meta /", "meta /d", "name /d/c was unknown", "new /d/c"}, true},
 		{"a new tree", "mkdir -p d/n/m; echo x >d/n/m/o", []string{"meta /", "meta /d", "name /d/n was unknown", "new /d/n", "new /d/n/m", "new /d/n/m/o"}, true},
 		{"a removed file", "rm d/c", []string{"meta /", "meta /d"}, true},
-		{"a renamed file", "mv a d/a", []string{"meta /", "meta /d", "name /d/a was unknown", "new /d/a"}, true},
+		{"a renamed file", "mv a d/a", []string{"data /d/a", "meta /", "meta /d", "meta /d/a"}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -43,7 +43,7 @@ func (a *around) named(e *sys.Event) error {
 	}
 	err := a.touchName(e.Dir, e.Name, was)
 	if err == nil && e.What&sys.Named != 0 {
-		return a.arrived(e.Inode, e.Dir, e.Name)
+		return a.arrived(e.Inode, false)
 	}
 	if err == nil && was == e.Inode { // it has another name
 		return a.touch(e.Inode, false)
@@ -87,7 +87,7 @@ func (a *around) moved(e *sys.Event, from, to bool) error {
 	if from {
 		return a.touch(e.Inode, false)
 	}
-	return a.arrived(e.Inode, journal.Ident{}, "")
+	return a.arrived(e.Inode, true)
 }
 
 // departed forgets what was noted: what has left the volume is new when it comes back.
@@ -97,10 +97,10 @@ func (a *around) departed() {
 	clear(a.born)
 }
 
-// arrived records an inode that has got a name in the volume: dir's name, or with a zero dir one that it brought
-// along from elsewhere. That it is new is certain of one that was made since the last look, of a directory, and of
-// one that has no other name. Anything else may have been here under another name.
-func (a *around) arrived(id, dir journal.Ident, name string) error {
+// arrived records an inode that has got a name in the volume. That it is new is certain of one that was made since the
+// last look, of a directory, and of one that came from elsewhere and has no other name. Anything else may have been
+// here under another name.
+func (a *around) arrived(id journal.Ident, fromElsewhere bool) error {
 	var n Inode
 	err := a.v.Stat(id, &n)
 	if isStale(err) || err == nil && n.Stat.Nlink == 0 {
@@ -115,18 +115,14 @@ func (a *around) arrived(id, dir journal.Ident, name string) error {
 	if known {
 		return a.touch(id, false)
 	}
-	only := n.Stat.Nlink == 1
-	if only && !dir.IsZero() { // unless it lost this name again, and the one that is left is an old one
-		now, err := a.v.identOf(dir, name)
-		if only = now == id; err != nil && !isStale(err) {
-			return err
-		}
-	}
-	if n.IsDir() || only || !earlier(sys.Stamp(n.Stat.Btime), a.looked) {
+	if n.IsDir() || fromElsewhere && n.Stat.Nlink == 1 || n.madeSince(a.looked) {
 		return a.found(id, n.IsDir())
 	}
 	return errors.Join(a.doubt(), a.touch(id, false)) // a transfer that begins in between knows of the doubt
 }
+
+// madeSince reports whether an inode was made at a moment or later.
+func (n *Inode) madeSince(t journal.Time) bool { return !earlier(sys.Stamp(n.Stat.Btime), t) }
 
 // found records that an inode is new to the volume, and what is below it. The names in a new directory are touched
 // all the same: a seal may come in between.

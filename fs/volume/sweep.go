@@ -26,7 +26,7 @@ import (
 // A change time does not say what was done. What follows from it:
 //
 //   - A file whose directory has not changed was written, or its attributes were set: it is recorded as touched.
-//   - A file with one name in a directory that has changed may be new under that name: it is recorded as new.
+//   - What was made in that time, in a directory that has changed, is recorded as new.
 //   - Of a directory that has changed, names may have gone, or come from elsewhere with all that is below. The
 //     volume has no list of the names that were there: names are in doubt (Volume.NamesInDoubt).
 type sweep struct {
@@ -300,9 +300,14 @@ func (s *sweep) look(n *Inode, dir swept, name string) (changed bool, err error)
 
 // record records an inode that was changed.
 func (s *sweep) record(n *Inode, dir swept, name string) error {
-	isNew := !earlier(sys.Stamp(n.Stat.Btime), s.since)
+	v := s.a.v
+	// Of what has a record already views may know that it existed.
+	_, known, err := v.journal.Within(0, v.journal.Epoch(), n.ID)
+	if err != nil {
+		return err
+	}
 	switch {
-	case dir.changed && (isNew && n.IsDir() || !n.IsDir() && n.Stat.Nlink == 1):
+	case dir.changed && !known && n.madeSince(s.since) && (n.IsDir() || n.Stat.Nlink == 1):
 		if err := s.a.touchName(dir.id, name, journal.Unknown); err != nil {
 			return err
 		}
