@@ -107,6 +107,7 @@ func below(t *testing.T, before string) *Volume {
 	root := filepath.Join(t.TempDir(), "root")
 	must(t, os.Mkdir(root, 0o755))
 	(&Volume{path: root}).shell(t, before)
+	passed(time.Now())
 	return reopened(t, root)
 }
 
