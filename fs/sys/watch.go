@@ -118,7 +118,7 @@ func readable(fd uintptr) bool {
 func (w *Watch) Read(events []Event) (list []Event, more bool, err error) {
 	var n int
 	if failed := w.conn.Control(func(fd uintptr) {
-		err = again(func() error {
+		err = again("fanotify_read", func() error {
 			n, err = unix.Read(int(fd), w.buf[:])
 			return err
 		})
