@@ -340,6 +340,8 @@ func (r *rig) open() {
 	}
 	r.opened++
 	v.reclaimer.stop() // its work is done when the test says so
+	v.around.quit = make(chan struct{})
+	close(v.around.quit) // nothing is done in the background
 	var st unix.Statfs_t
 	must(r.t, v.Statfs(&st))
 	r.exact = st.Type == unix.EXT4_SUPER_MAGIC
