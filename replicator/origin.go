@@ -143,7 +143,7 @@ const (
 // settleNames makes the next transfer of every member one that compares, where names are in doubt. One that has had
 // no transfer yet gets all names with its first.
 func (o *origin) settleNames() error {
-	n := o.vol.NamesInDoubt()
+	n, since := o.vol.NamesInDoubt()
 	if n == 0 {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (o *origin) settleNames() error {
 		if len(r.needs()) == 0 {
 			continue
 		}
-		if err := o.compare(r, comparison{Reason: reasonAround}, false); err != nil {
+		if err := o.compare(r, comparison{Reason: reasonAround, Since: since}, false); err != nil {
 			return err
 		}
 	}

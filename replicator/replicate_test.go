@@ -191,7 +191,7 @@ func TestNamesThatTheJournalDoesNotHaveAreComparedOnceForEachDoubt(t *testing.T)
 	})
 	p.settled()
 	p.same()
-	if n := p.from.NamesInDoubt(); n != 0 {
+	if n, _ := p.from.NamesInDoubt(); n != 0 {
 		t.Errorf("%d are still in doubt", n)
 	}
 	p.from.write(f, 0, "more")

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"tandemfs/journal"
 )
@@ -204,11 +205,10 @@ func (n *node) nextBlock(start int64) int64 {
 	return next
 }
 
-// ReleaseUnclaimed lets go of what the manager before this one held.
-func (v *tree) NamesInDoubt() uint64 {
+func (v *tree) NamesInDoubt() (uint64, time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.doubt
+	return v.doubt, time.Time{}
 }
 
 func (v *tree) NamesSettled(n uint64) error {
@@ -218,6 +218,7 @@ func (v *tree) NamesSettled(n uint64) error {
 	return nil
 }
 
+// ReleaseUnclaimed lets go of what the manager before this one held.
 func (v *tree) ReleaseUnclaimed() {
 	seen := v.seen()
 	for _, n := range v.j.Held() {

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"tandemfs/journal"
+	"time"
 )
 
 // Volume is what replication needs of one protected directory, on either side. Package fs/volume
@@ -30,9 +31,10 @@ type Source interface {
 	// ReleaseUnclaimed lets go of the seals that an earlier process held and that View was not called for.
 	ReleaseUnclaimed()
 	// NamesInDoubt is not zero when names were changed that the journal does not have: what is sent by its records
-	// may leave names on the target that are gone. NamesSettled says that a comparison of all names is seen to, with
-	// the number from before; what came into doubt since then stays.
-	NamesInDoubt() uint64
+	// may leave names on the target that are gone. The content of what was changed from a moment on is in doubt with
+	// them; zero: none. NamesSettled says that a comparison is seen to, with the number from before; what came into
+	// doubt since then stays.
+	NamesInDoubt() (uint64, time.Time)
 	NamesSettled(uint64) error
 	// Usage gives the inodes and bytes in use on the backing filesystem below the volume as far as they are
 	// known without reading it all: a hint for the progress of a first transfer, not an exact figure.

@@ -83,6 +83,7 @@ type around struct {
 	mu     sync.Mutex
 	status Around
 	known  watched // what is in the file
+	doubts doubts
 	logged time.Time
 	born   map[journal.Ident]struct{}     // noted as new
 	sent   map[journal.Ident]journal.Time // when content was last noted as touched
@@ -99,9 +100,12 @@ func (a *around) begin(v *Volume, stateFD int) error {
 		return err
 	}
 	a.record, a.known = fd, known
-	if a.status.InDoubt, err = v.recallDoubt(); err != nil {
+	value, err := v.journal.State(doubtKey)
+	if err != nil {
 		return err
 	}
+	a.doubts = decodeDoubts(value)
+	a.status.InDoubt = a.doubts.count
 	watch, failed := v.backing.Watch()
 	if a.watch = watch; failed != nil {
 		a.status.Reason = failed.Error()
@@ -113,9 +117,31 @@ func (a *around) begin(v *Volume, stateFD int) error {
 	}
 	a.looked, a.operations = a.began, never
 	if !ok { // nothing was protected before, or by a version that did not watch
-		return a.reached(watched{a.began, v.journal.Epoch()})
+		return a.reached(watched{until: a.began, epoch: v.journal.Epoch()})
 	}
-	return a.expect(a.known, a.began, v.journal.Died())
+	return a.resume(known)
+}
+
+// resume has a sweep look for what was changed since somebody watched last.
+func (a *around) resume(known watched) error {
+	g := gap{since: known.until, until: a.began}
+	if a.v.journal.Died() {
+		g.lived, g.epoch = later(known.until, aftermath), known.epoch
+	}
+	w := known.with(g)
+	if known.met {
+		if err := a.doubt(clockTime(w.gaps[0].since)); err != nil {
+			return err
+		}
+	}
+	if earlier(a.began, known.until) {
+		a.v.log.Warn("the clock was put back: changes around the mount cannot be told by their time")
+		if err := a.doubt(time.Time{}); err != nil {
+			return err
+		}
+	}
+	w.until, w.epoch, w.met = a.began, a.v.journal.Epoch(), false
+	return a.expect(w)
 }
 
 // start starts the goroutines, once.
@@ -244,7 +270,7 @@ func (a *around) catchUp() error {
 		}
 		a.events, more, err = a.watch.Read(a.events[:0])
 		if errors.Is(err, sys.ErrOverflow) {
-			err = a.overflowed(at.until)
+			err = a.overflowed()
 		}
 		if err != nil {
 			return err
@@ -271,34 +297,36 @@ func (a *around) recordEvents(now journal.Time) error {
 	return nil
 }
 
-// overflowed has a sweep look for what the kernel did not tell.
-func (a *around) overflowed(now journal.Time) error {
+// overflowed has a sweep look for what the kernel did not tell. Most of that will be what the volume itself did.
+func (a *around) overflowed() error {
 	a.v.log.Warn("too many changes at once around the mount, or beside the volume on its filesystem: a sweep looks for those that were missed")
 	a.v.open.renew()
+	now, err := sys.Clock()
+	if err != nil {
+		return err
+	}
 	a.mu.Lock()
 	known := a.known
 	a.mu.Unlock()
-	old := a.current.Load() // it may have been there already
-	if err := a.expect(known, now, old != nil && old.died); err != nil {
+	if err := a.expect(known.with(gap{since: a.looked, until: now, lived: now, epoch: known.epoch})); err != nil {
 		return err
 	}
 	a.done.Go(a.current.Load().run)
 	return nil
 }
 
-// reached notes that everything is known up to a moment, unless a sweep has yet to say so.
+// reached notes that everything is known up to a moment, but for what a sweep has yet to find.
 func (a *around) reached(w watched) error {
-	if a.current.Load() != nil {
-		a.operations = never
-		return nil
-	}
-	if _, err := sys.WriteAt(a.record, w.encode(), 0); err != nil {
-		return err
-	}
+	return a.save(func(known *watched) { known.until, known.epoch = w.until, w.epoch })
+}
+
+// save changes what the file of watched says.
+func (a *around) save(how func(*watched)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.known = w
-	return nil
+	how(&a.known)
+	_, err := sys.WriteAt(a.record, a.known.encode(), 0)
+	return err
 }
 
 // report counts a change, and logs it.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -303,9 +304,9 @@ func TestASweepFindsWhatWasChangedWhileNobodyWatched(t *testing.T) {
 		{"times", "touch -d @0 d/c", []string{"data /d/c", "meta /d/c"}, false},
 		{"the root's attributes", "chmod 700 .", []string{"meta /"}, true},
 		{"a file that has several names", "echo x >>g", []string{"data /d/g2", "meta /d/g2"}, false},
-		{"a new file", "echo x >d/new", []string{"meta /", "meta /d", "name /d/new was unknown", "new /d/new"}, true},
-		{"a replaced file", "echo x >d/new; mv d/new d/c", []string{"meta /", "meta /d", "name /d/c was unknown", "new /d/c"}, true},
-		{"a new tree", "mkdir -p d/n/m; echo x >d/n/m/o", []string{"meta /", "meta /d", "name /d/n was unknown", "new /d/n", "new /d/n/m", "new /d/n/m/o"}, true},
+		{"a new file", "echo x >d/new", []string{"data /d/new", "meta /", "meta /d", "meta /d/new"}, true},
+		{"a replaced file", "echo x >d/new; mv d/new d/c", []string{"data /d/c", "meta /", "meta /d", "meta /d/c"}, true},
+		{"a new tree", "mkdir -p d/n/m; echo x >d/n/m/o", []string{"data /d/n/m/o", "meta /", "meta /d", "meta /d/n", "meta /d/n/m", "meta /d/n/m/o"}, true},
 		{"a removed file", "rm d/c", []string{"meta /", "meta /d"}, true},
 		{"a renamed file", "mv a d/a", []string{"data /d/a", "meta /", "meta /d", "meta /d/a"}, true},
 	} {
@@ -323,7 +324,8 @@ func TestASweepFindsWhatWasChangedWhileNobodyWatched(t *testing.T) {
 			if a.Swept.IsZero() || a.Seen != 10 && c.want == nil || (a.InDoubt > 0) != c.doubt || (a.Changes > 0) != (c.want != nil) {
 				t.Errorf("%+v", a)
 			}
-			must(t, v.NamesSettled(v.NamesInDoubt()))
+			n, _ := v.NamesInDoubt()
+			must(t, v.NamesSettled(n))
 			must(t, v.Close())
 			v = reopened(t, v.path)
 			v.noticed(t)
@@ -340,16 +342,25 @@ func TestNamesStayInDoubtUntilTheyAreSettled(t *testing.T) {
 	v.shell(t, "mkdir d; rmdir d")
 	v = reopened(t, v.path)
 	v.noticed(t)
-	n := v.NamesInDoubt()
-	must(t, v.around.doubt())
+	n, since := v.NamesInDoubt()
+	if n == 0 || !since.IsZero() {
+		t.Fatalf("%d in doubt, content from %v on", n, since)
+	}
+	for _, second := range []int64{5, 3, 4} {
+		must(t, v.around.doubt(time.Unix(second, 7)))
+	}
 	must(t, v.Close())
 	v = reopened(t, v.path)
-	if got := v.NamesInDoubt(); n == 0 || got != n+1 {
-		t.Fatalf("%d were in doubt, and one more; after a restart %d", n, got)
+	if got, since := v.NamesInDoubt(); got != n+3 || !since.Equal(time.Unix(3, 7)) {
+		t.Fatalf("%d were in doubt, and three more; after a restart %d, and content from %v on", n, got, since)
 	}
 	must(t, v.NamesSettled(n))
-	if got := v.NamesInDoubt(); got != 1 {
-		t.Errorf("%d left in doubt, of which one came later", got)
+	if got, since := v.NamesInDoubt(); got != 3 || !since.Equal(time.Unix(3, 7)) {
+		t.Errorf("%d left in doubt, of which three came later, and content from %v on", got, since)
+	}
+	must(t, v.NamesSettled(3))
+	if got, since := v.NamesInDoubt(); got != 0 || !since.IsZero() {
+		t.Errorf("%d left in doubt, and content from %v on", got, since)
 	}
 }
 
@@ -360,13 +371,21 @@ func (v *Volume) unwatched(t *testing.T, command string) *sweep {
 	v.around.stop()
 	known := v.around.known
 	v.shell(t, command)
-	time.Sleep(20 * time.Millisecond) // longer than change times are coarse
+	passed(time.Now())
 	until, err := sys.Clock()
 	must(t, err)
 	v.open.renew()
-	v.around.quit = make(chan struct{})
-	must(t, v.around.expect(known, until, false))
+	v.around.record, v.around.quit = v.watchedFile(t), make(chan struct{})
+	must(t, v.around.expect(known.with(gap{since: known.until, until: until})))
 	return v.around.current.Load()
+}
+
+// watchedFile opens the file of watched.
+func (v *Volume) watchedFile(t *testing.T) int {
+	t.Helper()
+	fd, err := sys.Open(unix.AT_FDCWD, filepath.Join(v.path, StateDir, watchedName), unix.O_RDWR, 0)
+	must(t, err)
+	return fd
 }
 
 func TestWhatIsChangedThroughTheVolumeBeforeTheSweepComesByIsFoundAllTheSame(t *testing.T) {
@@ -385,8 +404,60 @@ func TestWhatIsChangedThroughTheVolumeBeforeTheSweepComesByIsFoundAllTheSame(t *
 			t.Errorf("%s is missing: %q", want, got)
 		}
 	}
-	if v.NamesInDoubt() != 1 {
-		t.Errorf("names came into doubt %d times", v.NamesInDoubt())
+	if n, since := v.NamesInDoubt(); n != 1 || !since.IsZero() {
+		t.Errorf("names came into doubt %d times, content from %v on", n, since)
+	}
+	if w := v.readWatched(t); w.met || len(w.gaps) > 0 {
+		t.Errorf("after the sweep: %+v", w)
+	}
+}
+
+func (v *Volume) readWatched(t *testing.T) watched {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(v.path, StateDir, watchedName))
+	must(t, err)
+	w, ok := decodeWatched(b)
+	if !ok {
+		t.Fatal("the file of watched is not valid")
+	}
+	return w
+}
+
+func TestWhatASweepDidNotComeToIsFoundByTheNext(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		used string // through the volume, before the sweep
+		met  bool
+	}{
+		{"what was changed is left alone", "other", false},
+		{"what was changed gets another change time", "f", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := below(t, "echo content >f; echo content >other")
+			must(t, v.Close())
+			before := time.Now()
+			passed(before)
+			v.shell(t, "echo more >>f")
+			v, err := Open(v.path, Options{Name: "test", Create: true})
+			must(t, err)
+			v.around.quit = make(chan struct{}) // the watch is read, and nobody sweeps
+			v.around.done.Go(v.around.run)
+			v.mustWrite(t, shownNow(t, v, c.used), 0, "own")
+			v.mustFile(t, v.root, "own", "content")
+			if w := v.readWatched(t); w.met != c.met || len(w.gaps) != 1 {
+				t.Errorf("while the sweep has yet to come: %+v", w)
+			}
+			must(t, v.Close())
+			v = reopened(t, v.path)
+			v.noticed(t)
+			n, since := v.NamesInDoubt()
+			if a := v.Around(); c.met && (a.Changes != 0 || n != 1 || since.IsZero() || since.After(before)) || !c.met && (a.Changes != 1 || a.LastPath != "/f" || n != 0) {
+				t.Errorf("afterwards %+v, content in doubt from %v on", a, since)
+			}
+			if w := v.readWatched(t); w.met || len(w.gaps) > 0 {
+				t.Errorf("after the sweep: %+v", w)
+			}
+		})
 	}
 }
 
@@ -406,7 +477,11 @@ func TestWhatADeadProcessDidAtTheEndIsNotTakenForForeign(t *testing.T) {
 	f := v.mustFile(t, v.mustDir(t, v.root, "d"), "f", "content")
 	v.mustWrite(t, f, 0, "more")
 	v.shell(t, "echo y >foreign")
-	ours, err := v.explained(known)
+	passed(time.Now())
+	until, err := sys.Clock()
+	must(t, err)
+	g := gap{since: known.until, until: until, lived: later(known.until, aftermath), epoch: known.epoch}
+	ours, err := v.explained([]gap{g})
 	must(t, err)
 	for name, want := range map[string]bool{"d": true, "foreign": false} {
 		if _, ok := ours[shownNow(t, v, name)]; ok != want {
@@ -416,39 +491,53 @@ func TestWhatADeadProcessDidAtTheEndIsNotTakenForForeign(t *testing.T) {
 	if _, ok := ours[f]; !ok {
 		t.Error("the file that was written is taken for foreign")
 	}
-	known.until.Sec -= 10 // then the process had no part in it: it was dead for long
-	if ours, err = v.explained(known); err != nil || len(ours) > 0 {
-		t.Errorf("explained %v, %v", ours, err)
+	for what, g := range map[string]gap{
+		"the process was dead for long":   {since: g.since, until: g.until, lived: later(known.until, -time.Second), epoch: g.epoch},
+		"the process ended in good order": {since: g.since, until: g.until},
+	} {
+		if ours, err = v.explained([]gap{g}); err != nil || len(ours) > 0 {
+			t.Errorf("%s: explained %v, %v", what, ours, err)
+		}
 	}
 }
 
 func TestAfterAnOverflowASweepFindsWhatWasMissed(t *testing.T) {
 	v := below(t, "echo x >f")
 	v.noticed(t)
-	v.around.mu.Lock()
-	known := v.around.known
-	v.around.mu.Unlock()
 	seal, err := v.journal.Seal(false)
 	must(t, err)
 	defer v.Close()
 	v.around.stop()
 	v.shell(t, "echo more >>f")
-	time.Sleep(20 * time.Millisecond)
-	now, err := sys.Clock()
-	must(t, err)
-	v.around.quit, v.around.known = make(chan struct{}), known
-	must(t, v.around.overflowed(now))
+	own := v.mustFile(t, v.root, "own", "content")
+	passed(time.Now())
+	v.around.record, v.around.quit = v.watchedFile(t), make(chan struct{})
+	must(t, v.around.overflowed())
 	eventually(t, "the sweep is over", func() bool { return !v.around.sweeping() })
 	if got := v.changesSince(t, seal); !slices.Contains(got, "data /f") {
 		t.Errorf("recorded %q", got)
 	}
+	if a := v.Around(); a.Changes != 1 {
+		t.Errorf("inode %v is the volume's own work: %+v", own, a)
+	}
 }
 
 func TestTheWatchedMomentIsReadBackOrNotAtAll(t *testing.T) {
-	w := watched{journal.Time{Sec: 1700000000, Nsec: 5}, 77}
+	at := func(n int64) journal.Time { return journal.Time{Sec: 1700000000 + n, Nsec: uint32(n)} }
+	w := watched{until: at(1), epoch: 77, met: true}
+	for n := range int64(mostGaps) {
+		if got, ok := decodeWatched(w.encode()); !ok || !reflect.DeepEqual(got, w) {
+			t.Errorf("%+v, %v", got, ok)
+		}
+		w = w.with(gap{at(10 * n), at(10*n + 1), at(10*n + 2), journal.Epoch(n)})
+	}
 	b := w.encode()
-	if got, ok := decodeWatched(b); !ok || got != w {
+	if got, ok := decodeWatched(b); !ok || !reflect.DeepEqual(got, w) {
 		t.Errorf("%+v, %v", got, ok)
+	}
+	more := w.with(gap{at(90), at(91), at(92), 9})
+	if want := (gap{at(0), at(11), at(2), 0}); len(more.gaps) != mostGaps || more.gaps[0] != want || w.gaps[0].until != at(1) {
+		t.Errorf("one gap too many: %+v", more.gaps)
 	}
 	for i := range b {
 		bad := slices.Clone(b)

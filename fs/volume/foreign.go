@@ -3,6 +3,7 @@ package volume
 import (
 	"encoding/binary"
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -118,7 +119,7 @@ func (a *around) arrived(id journal.Ident, fromElsewhere bool) error {
 	if n.IsDir() || fromElsewhere && n.Stat.Nlink == 1 || n.madeSince(a.looked) {
 		return a.found(id, n.IsDir())
 	}
-	return errors.Join(a.doubt(), a.touch(id, false)) // a transfer that begins in between knows of the doubt
+	return errors.Join(a.doubt(time.Time{}), a.touch(id, false)) // a transfer that begins in between knows of the doubt
 }
 
 // madeSince reports whether an inode was made at a moment or later.
@@ -298,34 +299,67 @@ func (v *Volume) touchForeign(id journal.Ident, content bool) error {
 	}
 }
 
-// doubt notes that names were changed, and not how. It comes before a record, so that there is something to send.
-func (a *around) doubt() error {
-	a.mu.Lock()
-	a.status.InDoubt++
-	n := a.status.InDoubt
-	a.mu.Unlock()
-	return a.v.journal.SetState(doubtKey, binary.AppendUvarint(nil, n))
+// doubts is what has to be compared since the journal does not have it.
+type doubts struct {
+	count uint64    // how often something came into doubt
+	since time.Time // what was changed from then on has content in doubt; zero: none
 }
 
-func (v *Volume) recallDoubt() (uint64, error) {
-	value, err := v.journal.State(doubtKey)
-	n, _ := binary.Uvarint(value)
-	return n, err
+func (d doubts) encode() []byte {
+	b := binary.AppendUvarint(nil, d.count)
+	if !d.since.IsZero() {
+		b = binary.AppendVarint(b, d.since.UnixNano())
+	}
+	return b
+}
+
+func decodeDoubts(b []byte) (d doubts) {
+	n := 0
+	d.count, n = binary.Uvarint(b)
+	if n > 0 && n < len(b) {
+		nanos, _ := binary.Varint(b[n:])
+		d.since = time.Unix(0, nanos)
+	}
+	return d
+}
+
+// doubt notes that names were changed, and not how; and content from a moment on, unless that is zero. It comes
+// before a record, so that there is something to send.
+func (a *around) doubt(since time.Time) error {
+	return a.doubting(func(d *doubts) {
+		d.count++
+		if d.since.IsZero() || !since.IsZero() && since.Before(d.since) {
+			d.since = since
+		}
+	})
+}
+
+func (a *around) doubting(how func(*doubts)) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	how(&a.doubts)
+	a.status.InDoubt = a.doubts.count
+	return a.v.journal.SetState(doubtKey, a.doubts.encode())
 }
 
 // NamesInDoubt is not zero when names were changed around the mount and the journal does not say which: what the
 // volume's records make of a copy may have names that are not here any more. Only a comparison of all names settles
-// that. NamesSettled says that it was made, with the number from before it: what came into doubt since then stays.
-func (v *Volume) NamesInDoubt() uint64 { return v.Around().InDoubt }
+// that, and of the content of what was changed since a moment; zero: of none. NamesSettled says that it was made,
+// with the number from before it: what came into doubt since then stays.
+func (v *Volume) NamesInDoubt() (uint64, time.Time) {
+	a := &v.around
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.doubts.count, a.doubts.since
+}
 
 // NamesSettled is for NamesInDoubt.
 func (v *Volume) NamesSettled(n uint64) error {
-	a := &v.around
-	a.mu.Lock()
-	a.status.InDoubt -= min(n, a.status.InDoubt)
-	left := a.status.InDoubt
-	a.mu.Unlock()
-	return v.journal.SetState(doubtKey, binary.AppendUvarint(nil, left))
+	return v.around.doubting(func(d *doubts) {
+		if d.count -= min(n, d.count); d.count == 0 {
+			d.since = time.Time{}
+		}
+	})
 }
 
 // foreignDifferences are what the mount has to be told of.

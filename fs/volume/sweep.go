@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,36 +13,38 @@ import (
 	"tandemfs/journal"
 )
 
-// A sweep finds what was changed around the mount while nobody watched: between the moment up to which everything
-// is known (watched) and the one from which the kernel tells again. What was changed then has a change time in
-// between, unless it was changed through the volume since; whatever is about to be is therefore looked at before
+// A sweep finds what was changed around the mount while nobody watched: in the gaps between the moments up to which
+// everything is known (watched) and those from which the kernel tells again. What was changed then has a change time
+// in a gap, unless it was changed through the volume since; whatever is about to be is therefore looked at before
 // (openCache.addNamed, meet).
 //
 // It errs on the safe side: what may have been changed is recorded, at the cost of sending it once more. After the
-// death of the process its own last changes lie in that time too. They have a record in the epoch of that moment or
-// a later one, and are left out where that explains the change time: it is not later than the process can have
-// lived on. Somebody else's change within that moment, of an inode that was just being changed through the mount, is
-// not told from it.
+// death of the process its own last changes lie in a gap too. They have a record in the epoch of that moment or a
+// later one, and are left out where that explains the change time: it is not later than the process can have lived
+// on. Somebody else's change within that moment, of an inode that was just being changed through the mount, is not
+// told from it.
 //
 // A change time does not say what was done. What follows from it:
 //
-//   - A file whose directory has not changed was written, or its attributes were set: it is recorded as touched.
-//   - What was made in that time, in a directory that has changed, is recorded as new.
-//   - Of a directory that has changed, names may have gone, or come from elsewhere with all that is below. The
-//     volume has no list of the names that were there: names are in doubt (Volume.NamesInDoubt).
+//   - A file was written, or its attributes were set: it is recorded as touched, with all its content.
+//   - In a directory names were made, were taken away, or came from elsewhere with all that is below. The volume has
+//     no list of the names that were there: names are in doubt (Volume.NamesInDoubt), and all of them are compared.
+//     Nothing is recorded as new, since that would take it from the views of earlier seals, which may know it.
+//
+// A sweep that does not come to its end leaves its gaps to the next one. What it had met by then may have another
+// change time since, so then the content of all that was changed since the gap began is in doubt as well.
 type sweep struct {
-	a            *around
-	known        watched
-	since, until journal.Time
-	died         bool // since is not the end of an orderly stop
+	a    *around
+	gaps []gap
 
-	ours   map[journal.Ident]struct{} // what the process before explains
-	doubts bool                       // names may have gone, or come with all that is below
+	doubts bool // names are in doubt, which is known
 	seen   int64
 	worked time.Time // since when without a rest
 
-	mu  sync.Mutex
-	met map[journal.Ident]bool // what was changed in that time, before it was changed through the volume: whether it was recorded
+	mu   sync.Mutex
+	ours map[journal.Ident]struct{} // what the process before explains; nil: not known yet
+	met  map[journal.Ident]bool     // what was changed in a gap, before it was changed through the volume: whether it was recorded
+	kept bool                       // the file of watched says that something was met
 }
 
 const (
@@ -52,56 +55,78 @@ const (
 	sweepStep = 512
 )
 
-// expect makes the sweep that will find what was changed between two moments, so that nothing escapes it from now
-// on. It takes the place of one that is still under way.
-func (a *around) expect(known watched, until journal.Time, died bool) error {
-	s := &sweep{a: a, known: known, since: known.until, until: until, died: died, met: map[journal.Ident]bool{}}
-	if earlier(until, known.until) {
-		a.v.log.Warn("the clock was put back: changes around the mount cannot be told by their time")
-		if err := a.doubt(); err != nil {
-			return err
-		}
-	}
-	a.mu.Lock()
-	a.status.Sweeping, a.status.Seen = true, 0
-	a.mu.Unlock()
+// expect makes the sweep that will find what was changed in the gaps, so that nothing escapes it from now on. It
+// takes the place of one that is still under way.
+func (a *around) expect(w watched) error {
+	s := &sweep{a: a, gaps: w.gaps, met: map[journal.Ident]bool{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if old := a.current.Swap(s); old != nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
 		old.mu.Lock()
 		defer old.mu.Unlock()
 		for id := range old.met {
 			s.met[id] = false
 		}
+		s.kept = old.kept
 	}
-	return nil
+	a.mu.Lock()
+	a.status.Sweeping, a.status.Seen = true, 0
+	a.mu.Unlock()
+	return a.save(func(known *watched) { *known = w })
 }
 
 // over reports whether the sweep is to end before its time.
 func (s *sweep) over() bool { return s.a.stopping() || s.a.current.Load() != s }
 
-// explain leaves out what the process before did, if it died.
-func (s *sweep) explain() (err error) {
-	if s.died && s.ours == nil {
-		s.ours, err = s.a.v.explained(s.known)
+// explain finds out what the process before did, if it died.
+func (s *sweep) explain() error {
+	if s.ours != nil {
+		return nil
 	}
-	return err
+	ours, err := s.a.v.explained(s.gaps)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ours = ours
+	for id := range s.met {
+		if _, ok := ours[id]; !ok {
+			return nil
+		}
+	}
+	return s.keep(false)
 }
 
-// explained gives the inodes that the process before changed so shortly before its death that a sweep would find
-// them.
-func (v *Volume) explained(known watched) (map[journal.Ident]struct{}, error) {
-	ours := map[journal.Ident]struct{}{}
+// keep has the file of watched say whether something was met. mu is held.
+func (s *sweep) keep(met bool) error {
+	if s.kept == met {
+		return nil
+	}
+	s.kept = met
+	return s.a.save(func(known *watched) { known.met = met })
+}
+
+// explained gives the inodes that an earlier process changed so shortly before a gap, or in it, that a sweep would
+// find them.
+func (v *Volume) explained(gaps []gap) (map[journal.Ident]struct{}, error) {
+	ours, first := map[journal.Ident]struct{}{}, journal.Epoch(0)
+	for _, g := range gaps {
+		if g.epoch != 0 && (first == 0 || g.epoch < first) {
+			first = g.epoch
+		}
+	}
+	if first == 0 {
+		return ours, nil
+	}
 	upto, err := v.journal.Seal(false)
 	if err != nil {
 		return nil, err
 	}
-	changes, err := v.journal.Changes(max(known.epoch, v.journal.Forgotten()+1)-1, upto)
+	changes, err := v.journal.Changes(max(first, v.journal.Forgotten()+1)-1, upto)
 	if err != nil {
 		return nil, err
 	}
-	t := time.Unix(known.until.Sec, int64(known.until.Nsec)).Add(aftermath)
-	last := journal.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
 	explains := func(id journal.Ident) {
 		fd, err := v.backing.OpenIdent(id, unix.O_PATH)
 		if err != nil {
@@ -109,7 +134,11 @@ func (v *Volume) explained(known watched) (map[journal.Ident]struct{}, error) {
 		}
 		defer sys.Close(fd)
 		var st unix.Statx_t
-		if err := sys.Stat(fd, "", &st); err == nil && !earlier(last, sys.Stamp(st.Ctime)) {
+		if sys.Stat(fd, "", &st) != nil {
+			return
+		}
+		at := sys.Stamp(st.Ctime)
+		if slices.ContainsFunc(gaps, func(g gap) bool { return g.epoch != 0 && g.within(at) && !earlier(g.lived, at) }) {
 			ours[id] = struct{}{}
 		}
 	}
@@ -134,27 +163,34 @@ func (a *around) meet(id journal.Ident, st *unix.Statx_t) {
 		if s == nil || !s.within(sys.Stamp(st.Ctime)) {
 			return
 		}
-		s.mu.Lock()
-		if _, ok := s.met[id]; !ok {
-			s.met[id] = false
+		if err := s.meet(id); err != nil {
+			a.v.log.Warn("what was changed around the mount would not be known after the death of the process", "error", err)
 		}
-		s.mu.Unlock()
 		if a.current.Load() == s {
 			return
 		}
 	}
 }
 
-// within reports whether a change time lies in the time that nobody watched. Times without nanoseconds are those of
-// a filesystem that has none.
-func (s *sweep) within(t journal.Time) bool {
-	if t.Nsec == 0 {
-		return t.Sec >= s.since.Sec && t.Sec <= s.until.Sec
+func (s *sweep) meet(id journal.Ident) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.met[id]; ok {
+		return nil
 	}
-	return !earlier(t, s.since) && earlier(t, s.until)
+	s.met[id] = false
+	if _, ours := s.ours[id]; ours {
+		return nil
+	}
+	return s.keep(true)
 }
 
-// suspect reports whether an inode was changed in the time that nobody watched, and whether that is neither
+// within reports whether a change time lies in a gap.
+func (s *sweep) within(t journal.Time) bool {
+	return slices.ContainsFunc(s.gaps, func(g gap) bool { return g.within(t) })
+}
+
+// suspect reports whether an inode was changed in a gap, and whether that is neither
 // explained by the process before nor recorded yet.
 func (s *sweep) suspect(id journal.Ident, st *unix.Statx_t) (changed, foreign bool) {
 	s.mu.Lock()
@@ -187,9 +223,6 @@ func (s *sweep) run() {
 		if err == nil {
 			err = s.rest()
 		}
-		if err == nil && s.doubts && !s.over() { // once: all names will be compared for it
-			err = errors.Join(a.doubt(), a.touch(a.v.root, false))
-		}
 		a.tell()
 		if s.over() {
 			return
@@ -200,13 +233,19 @@ func (s *sweep) run() {
 		a.v.log.Warn("the sweep for changes around the mount begins again", "error", err)
 		a.pause(idleTick)
 	}
-	if !a.current.CompareAndSwap(s, nil) {
-		return
-	}
-	a.mu.Lock()
-	a.status.Sweeping, a.status.Swept, a.status.Seen = false, time.Now(), s.seen
-	a.mu.Unlock()
 	a.v.log.Debug("swept", "inodes", s.seen)
+	a.failed(s.end())
+}
+
+// end notes that there are no gaps any more, unless another sweep has taken over.
+func (s *sweep) end() error {
+	a := s.a
+	return a.save(func(known *watched) {
+		if a.current.CompareAndSwap(s, nil) {
+			known.gaps, known.met = nil, false
+			a.status.Sweeping, a.status.Swept, a.status.Seen = false, time.Now(), s.seen
+		}
+	})
 }
 
 // pause waits, unless the volume is being closed.
@@ -289,7 +328,7 @@ func (s *sweep) look(n *Inode, dir swept, name string) (changed bool, err error)
 		return changed, nil
 	}
 	if !s.a.v.ReadOnly() {
-		err = s.record(n, dir, name)
+		err = s.record(n, dir)
 	}
 	if err == nil {
 		s.recorded(n.ID)
@@ -298,30 +337,14 @@ func (s *sweep) look(n *Inode, dir swept, name string) (changed bool, err error)
 	return true, err
 }
 
-// record records an inode that was changed.
-func (s *sweep) record(n *Inode, dir swept, name string) error {
-	v := s.a.v
-	// Of what has a record already views may know that it existed.
-	_, known, err := v.journal.Within(0, v.journal.Epoch(), n.ID)
-	if err != nil {
-		return err
-	}
-	switch {
-	case dir.changed && !known && n.madeSince(s.since) && (n.IsDir() || n.Stat.Nlink == 1):
-		if err := s.a.touchName(dir.id, name, journal.Unknown); err != nil {
+// record records an inode that was changed. The doubt comes first, so that no transfer goes without it.
+func (s *sweep) record(n *Inode, dir swept) error {
+	if (dir.changed || n.IsDir()) && !s.doubts { // once: all names will be compared for it
+		if err := errors.Join(s.a.doubt(time.Time{}), s.a.touch(s.a.v.root, false)); err != nil {
 			return err
 		}
-		return s.a.noteNew(n.ID)
-	case dir.changed && n.IsDir(): // it may come from elsewhere
 		s.doubts = true
-		return nil
 	}
-	return s.touch(n)
-}
-
-// touch records what is not new.
-func (s *sweep) touch(n *Inode) error {
-	s.doubts = s.doubts || n.IsDir()
 	return s.a.touch(n.ID, n.Stat.Mode&unix.S_IFMT == unix.S_IFREG)
 }
 
@@ -344,7 +367,7 @@ func (s *sweep) rest() error {
 		if err == nil {
 			s.a.report("found by a sweep", "inode "+id.String())
 			if !s.a.v.ReadOnly() {
-				err = s.touch(&n)
+				err = s.record(&n, swept{})
 			}
 		}
 		if err != nil {
