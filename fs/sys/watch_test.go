@@ -190,9 +190,8 @@ func TestWritesThroughAMap(t *testing.T) {
 func TestWaitEndsForAnEventForTheTimeAndForWake(t *testing.T) {
 	dir := t.TempDir()
 	_, w := watching(t, dir)
-	began := time.Now()
-	if err := w.Wait(20 * time.Millisecond); err != nil || time.Since(began) < 20*time.Millisecond {
-		t.Errorf("after the time: %v after %v", err, time.Since(began))
+	if err := w.Wait(20 * time.Millisecond); err != nil { // that it ends; others may do something on the filesystem before
+		t.Error(err)
 	}
 	w.Wake()
 	if err := w.Wait(time.Hour); err != nil {
