@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -176,6 +177,87 @@ func TestAFullSourceBreaksNothing(t *testing.T) {
 			sameTrees(t, "when there is room again", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
 			if !a.Running() || !b.Running() {
 				t.Error("a daemon has ended")
+			}
+		})
+	}
+}
+
+// The node's own folder is on a full disk: what would change it is refused in words, what runs goes on.
+func TestAFullStateFolderIsToldAndLosesNothing(t *testing.T) {
+	state := filepath.Join(lab.Disk(t, lab.Ext4, 64<<20), "state") // before the node that uses it: it goes after that
+	source, target, pair := replicated(t, smallDisk, grow(t, 50))
+	pair.Quiet(time.Minute)
+	a := source.Node
+	a.Stop()
+	check(t, exec.Command("cp", "-a", a.State, state).Run())
+	a.State = state
+	a.Start()
+	release := ballast(t, state, 0)
+	filler := write(t, "", filepath.Dir(state), "last")
+	for f, err := os.OpenFile(filler, os.O_WRONLY|os.O_APPEND, 0); err == nil; _, err = f.Write(make([]byte, 4096)) {
+	}
+	other := lab.MakeDir(t, lab.Disk(t, lab.Ext4, smallDisk), "other")
+	for _, args := range [][]string{
+		{"volume", "create", "other", other, "--mount", lab.MakeDir(t, lab.Dir(t), "other")},
+		{"relationship", "disable", pair.ID},
+	} {
+		if r := a.Run(args...); r.Code == 0 || !strings.Contains(r.Stderr, "no space left") {
+			t.Errorf("%v on a full disk: exit code %d, %q", args, r.Code, r.Stderr)
+		}
+	}
+	write(t, "content", source.Mount, "written meanwhile")
+	sameCopy(t, "while the state folder is full", source, target, pair)
+	a.Kill()
+	a.Start()
+	sameCopy(t, "after a restart with a full state folder", source, target, pair)
+	release()
+	check(t, os.Remove(filler))
+	a.Must("relationship", "disable", pair.ID)
+	a.Must("relationship", "enable", pair.ID)
+	sameCopy(t, "when there is room again", source, target, pair)
+}
+
+// A file of which a block cannot be read holds the recovery point, and nothing else.
+func TestAFileOnASpoiltBlockDoesNotStopTheRest(t *testing.T) {
+	for _, kind := range []string{lab.Ext4, lab.XFS} {
+		t.Run(kind, func(t *testing.T) {
+			a, b := two(t)
+			disk := lab.NewWeakDisk(t, kind, gib)
+			source := protect(t, a, "data", lab.MakeDir(t, disk.Path, "data"))
+			target := newVolume(t, b, "copy", lab.Ext4, gib, nil)
+			pair := relate(t, source, target)
+			point := pair.Quiet(time.Minute).RecoveryPoint.Epoch
+			for purpose, end := range map[byte]func(){
+				3: disk.Mend,
+				4: func() { check(t, os.Remove(filepath.Join(source.Mount, "bad"))) },
+			} {
+				b.Stop()
+				bad := noise(256<<10, purpose)
+				check(t, os.WriteFile(filepath.Join(source.Mount, "bad"), bad, 0o644))
+				check(t, os.WriteFile(filepath.Join(source.Mount, "good"), noise(8<<20, purpose+10), 0o644))
+				disk.Spoil(bad)
+				if _, err := os.ReadFile(filepath.Join(source.Mount, "bad")); !errors.Is(err, unix.EIO) {
+					t.Fatalf("the spoilt file gives %v", err)
+				}
+				b.Start()
+				s := pair.Await(a, time.Minute, "holding", func(s statusOf) error {
+					if s.Job != "failed" || s.Unreadable == nil {
+						return fmt.Errorf("the job is %s, the error %q", s.Job, s.LastError)
+					}
+					return nil
+				})
+				if s.Unreadable.Count != 1 || s.Unreadable.Files[0].Path != "bad" || !strings.Contains(s.LastError, `"bad" (input/output error)`) {
+					t.Errorf("%+v, %q", s.Unreadable, s.LastError)
+				}
+				if there := pair.Status(b); s.RecoveryPoint.Epoch != point || there.RecoveryPoint.Epoch != point || !strings.Contains(there.LastError, `"bad"`) {
+					t.Errorf("the recovery point was %d: source %+v, target %+v", point, s, there)
+				}
+				if got := mustRead(t, target.Backing, "good"); got != string(noise(8<<20, purpose+10)) {
+					t.Error("what can be read is not on the target")
+				}
+				end()
+				point = pair.Quiet(time.Minute).RecoveryPoint.Epoch
+				sameTrees(t, "in the end", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
 			}
 		})
 	}

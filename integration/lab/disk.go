@@ -31,15 +31,14 @@ var mkfs = map[string]struct {
 // mounts it for as long as the test runs. It returns the mount point.
 func Disk(t T, kind string, size int64) string {
 	t.Helper()
-	device, mountPoint := newDisk(t, kind, size)
+	device, mountPoint := newDisk(t, kind, size, Dir(t))
 	device.Close() // the mount keeps it from here on
 	return mountPoint
 }
 
-// newDisk is Disk that leaves the device open.
-func newDisk(t T, kind string, size int64) (*os.File, string) {
+// newDisk is Disk in a directory that is given; the device is the caller's to close.
+func newDisk(t T, kind string, size int64, dir string) (*os.File, string) {
 	t.Helper()
-	dir := Dir(t)
 	device, err := loopDevice(dir, size)
 	if err != nil {
 		t.Fatalf("loop device: %v", err)

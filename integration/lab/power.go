@@ -66,7 +66,7 @@ func newBootID() string {
 // StartMachine makes a disk and starts a node on it.
 func StartMachine(t T, boots *Boots, namespace *Namespace, name, kind string, size int64) *Machine {
 	t.Helper()
-	device, disk := newDisk(t, kind, size)
+	device, disk := newDisk(t, kind, size, Dir(t))
 	t.Cleanup(func() { device.Close() })
 	m := &Machine{Disk: disk, t: t, kind: kind, device: device, boots: boots, boot: newBootID()}
 	boots.is(m.boot)

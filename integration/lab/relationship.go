@@ -33,6 +33,10 @@ type Status struct {
 	TotalWireBytes int64  `json:"total_wire_bytes"`
 	Transfers      int64  `json:"transfers"`
 	LastError      string `json:"last_error"`
+	Unreadable     *struct {
+		Count int
+		Files []struct{ Path, Error string }
+	} `json:"unreadable"`
 }
 
 // An End is one side of a relationship.
