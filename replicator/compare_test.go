@@ -17,10 +17,8 @@ import (
 // keepJournal gives a copy of the journal as it is on the disk now.
 func (v *tree) keepJournal(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
 	no(v.j.Sync())
-	no(os.CopyFS(dir, os.DirFS(v.dir)))
-	return dir
+	return copyOf(t, v.dir)
 }
 
 // loseJournal makes the journal the one that was kept, in another boot: what was recorded since is lost.

@@ -16,7 +16,7 @@ import (
 // inventory sends all inodes and names of a view, and of the content what the target then asks for: digests, or
 // the bytes. What it asks for is served between the items, so that neither end gathers much.
 type inventory struct {
-	sender
+	*sender
 	asked *asked
 	// suspect says of which inodes the content is to be compared though their times have not changed.
 	suspect func(journal.Ident, journal.Attr) (bool, error)
@@ -107,22 +107,50 @@ func (i *inventory) digests(id journal.Ident, size int64) error {
 		return fmt.Errorf("%w: it has inode %s without its content", errView, id)
 	}
 	if err != nil {
+		return i.noDigests(journal.Extent{End: size}, err)
+	}
+	at, sent := int64(0), error(nil)
+	err = stretches(f, journal.Extent{End: size}, func(x journal.Extent, data bool) error {
+		at = x.End
+		if data {
+			sent = eachDigest(x, func(x journal.Extent) error { return i.digest(f, x) })
+		} else {
+			sent = i.out.record(i.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
+		}
+		return sent
+	})
+	if err != nil && sent == nil { // what is data and what a hole cannot be told
+		err = i.noDigests(journal.Extent{Off: at, End: size}, err)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// eachDigest yields the extents that have a digest each.
+func eachDigest(x journal.Extent, yield func(journal.Extent) error) error {
+	for off := x.Off; off < x.End; {
+		end := min(x.End, (off/wire.MaxDigest+1)*wire.MaxDigest)
+		if err := yield(journal.Extent{Off: off, End: end}); err != nil {
+			return err
+		}
+		off = end
+	}
+	return nil
+}
+
+// noDigest is sent for what cannot be read: no content has it. So the target asks for that content, and is told then
+// what of it cannot be read.
+var noDigest [sha256.Size]byte
+
+// noDigests sends that of a whole extent, where the transfer may leave something out.
+func (i *inventory) noDigests(x journal.Extent, err error) error {
+	if !unreadable(err) || i.gaps.remember == nil {
 		return err
 	}
-	err = stretches(f, journal.Extent{End: size}, func(x journal.Extent, data bool) error {
-		if !data {
-			return i.out.record(i.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
-		}
-		for off := x.Off; off < x.End; {
-			end := min(x.End, (off/wire.MaxDigest+1)*wire.MaxDigest)
-			if err := i.digest(f, journal.Extent{Off: off, End: end}); err != nil {
-				return err
-			}
-			off = end
-		}
-		return nil
-	})
-	return errors.Join(err, f.Close())
+	return eachDigest(x, func(x journal.Extent) error { return i.digested(x, noDigest) })
+}
+
+func (i *inventory) digested(x journal.Extent, sum [sha256.Size]byte) error {
+	return i.out.record(i.ctx, &wire.Record{Kind: wire.KindDigest, Off: x.Off, Len: x.Len(), Data: sum[:]})
 }
 
 // digest sends one.
@@ -138,11 +166,10 @@ func (i *inventory) digest(f File, x journal.Extent) error {
 	}
 	n, err := f.ReadAt(p, x.Off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return i.noDigests(x, err)
 	}
 	clear(p[n:])
-	sum := sha256.Sum256(p)
-	return i.out.record(i.ctx, &wire.Record{Kind: wire.KindDigest, Off: x.Off, Len: x.Len(), Data: sum[:]})
+	return i.digested(x, sha256.Sum256(p))
 }
 
 // mostAsked bounds what a target asks for ahead: more than the files of the frames that can be under way.

@@ -249,13 +249,17 @@ func (s *sourceSession) lacking(p pendingTransfer) []lacking {
 	return s.r.source.memory.Lacking
 }
 
-// gaps are those of a transfer so far. One that compares has none, nor one to a target of a version that cannot keep
-// it: what cannot be read stops it.
+// gaps are those of a transfer so far: of one that compares, which begins anew each time, none. To a target of a
+// version that cannot keep it what cannot be read stops a transfer.
 func (s *sourceSession) gaps(p pendingTransfer) gaps {
-	if p.Compare != nil || !s.conn.Peer().Can(wire.FeatureIncomplete) {
+	if !s.conn.Peer().Can(wire.FeatureIncomplete) {
 		return gaps{}
 	}
-	return gaps{list: p.Lacking, remember: func(list []lacking) error { return s.origin.leftOut(s.r, list) }}
+	g := gaps{remember: func(list []lacking) error { return s.origin.leftOut(s.r, list) }}
+	if p.Compare == nil {
+		g.list = p.Lacking
+	}
+	return g
 }
 
 // agreeReached brings together what this end and the target remember of a seal that was reached. One that this end

@@ -224,6 +224,52 @@ func TestWhatWasLeftOutOutlivesBothNodes(t *testing.T) {
 	p.same()
 }
 
+// What cannot be read is left out of a transfer that compares, and sent by the next one that can read it.
+func TestAComparisonLeavesOutWhatCannotBeRead(t *testing.T) {
+	for _, what := range []string{"data", "open", "xattrs"} {
+		t.Run(what, func(t *testing.T) {
+			p := newPair(t).create()
+			d := p.from.mkdir(p.from.root, "d")
+			bad := p.from.file(d, "bad", incompressible(5*block))
+			p.from.file(p.from.root, "large", incompressible(4<<20))
+			p.same()
+			point := p.dst.status(p.id).RecoveryPoint.Epoch
+			before := p.to.shown()
+			p.src.stop()
+			p.from.write(bad, 0, "what nobody knows of")
+			p.from.write(bad, 4*block, "at two places")
+			p.from.powerCut(t)
+			p.from.file(d, "later", "content")
+			p.from.setUnread(func(how string, id journal.Ident, e journal.Extent) error {
+				if id == bad && how == what && (how != "data" || e.Off < 2*block) {
+					return errIO
+				}
+				return nil
+			})
+			p.src.start()
+			eventually(t, "the source says what it cannot read, and all else comes", func() bool {
+				s := p.src.status(p.id)
+				return s.Job == JobFailed && s.Unreadable != nil && s.Unreadable.Count == 1 && s.Unreadable.Files[0].Path == "d/bad" && !p.to.at("d/later").IsZero()
+			})
+			if now := p.dst.status(p.id).RecoveryPoint.Epoch; now != point {
+				t.Errorf("the recovery point went from %d to %d", point, now)
+			}
+			if d := differences(before, p.to.shown()); len(d) > 0 {
+				t.Errorf("readers see it: %v", d)
+			}
+			sent := p.src.status(p.id).TotalWireBytes
+			p.from.setUnread(nil)
+			p.same()
+			if s := p.src.status(p.id); s.Unreadable != nil || s.TotalWireBytes-sent > 1<<20 {
+				t.Errorf("%d bytes were sent for the rest, %+v is unreadable", s.TotalWireBytes-sent, s.Unreadable)
+			}
+			if !p.from.j.Clean() {
+				t.Error("the journal is not trusted again")
+			}
+		})
+	}
+}
+
 // Random histories among reads that fail, connections that break and restarts: readers of the target see states
 // of the source only, and in the end the two are the same.
 func TestARandomHistorySurvivesReadsThatFail(t *testing.T) {
@@ -257,6 +303,11 @@ func TestARandomHistorySurvivesReadsThatFail(t *testing.T) {
 				time.Sleep(time.Duration(rnd.IntN(30)) * time.Millisecond)
 				if seed%2 == 1 && i%4 == 3 {
 					[]*testNode{p.src, p.dst}[i/4%2].restart()
+				}
+				if seed%4 == 2 && i%5 == 1 { // so that transfers compare
+					p.src.stop()
+					p.from.powerCut(t)
+					p.src.start()
 				}
 				if p.src.status(p.id).Unreadable != nil {
 					unreadable++

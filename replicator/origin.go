@@ -329,14 +329,15 @@ func (o *origin) drop(r *relationship) error {
 // confirm notes that the target holds the pending transfer's seal.
 func (o *origin) confirm(r *relationship) error {
 	return o.settle(r, true, func(e *sourceEnd) {
-		e.memory.Reached, e.memory.Lacking = 0, nil
 		m := &e.memory
+		compared := m.Pending.Compare != nil || m.Reached != 0 // that one compared, if anything had to
+		m.Reached, m.Lacking = 0, nil
 		if c := m.Compare; c != nil && c.Base == m.Epoch && !c.All { // what has changed up to now went with this one
 			moved := *c
 			moved.Base = m.Pending.Epoch
 			m.Compare = &moved
 		}
-		e.repairing = e.repairing && (m.Pending.Compare == nil || m.Compare != nil)
+		e.repairing = e.repairing && (!compared || m.Compare != nil)
 		m.Epoch, m.Time = m.Pending.Epoch, m.Pending.Time
 		r.point = RecoveryPoint{Epoch: uint64(m.Epoch), Time: m.Time}
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once

@@ -86,20 +86,18 @@ func (s *sourceSession) stream(ctx context.Context, view View, p pendingTransfer
 // records sends a transfer's records.
 func (s *sourceSession) records(ctx context.Context, pl *plan, send *sender, compare *comparison) (end wire.End, err error) {
 	s.packer.begin(s.conn)
-	cursor := &send.cursor
 	if compare == nil {
 		err = send.send(pl)
 	} else {
 		defer s.asked.Store(nil)
-		inv := &inventory{sender: *send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
-		cursor = &inv.cursor
+		inv := &inventory{sender: send, asked: s.asks(), suspect: compare.suspects(s.changesFor(compare, send.from.Epoch))}
 		err = inv.send(pl)
 	}
 	digest, sent := s.packer.end(ctx, err == nil)
 	if err != nil && ctx.Err() == nil && sent == nil && !errors.Is(err, wire.ErrFrame) {
 		return end, failure{fmt.Errorf("reading volume %q: %w", s.origin.vol.Name(), err)}
 	}
-	return wire.End{Items: cursor.Items, Chain: cursor.Chain, Digest: digest}, errors.Join(err, sent)
+	return wire.End{Items: send.cursor.Items, Chain: send.cursor.Chain, Digest: digest}, errors.Join(err, sent)
 }
 
 // changesFor gives what the journal knows to have changed since the target's recovery point; nil where it does not

@@ -5,6 +5,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -363,8 +365,7 @@ func (v *tree) setUnread(f func(what string, id journal.Ident, e journal.Extent)
 func (v *tree) powerCut(t testing.TB) {
 	t.Helper()
 	v.boots++
-	copied := t.TempDir()
-	no(os.CopyFS(copied, os.DirFS(v.dir)))
+	copied := copyOf(t, v.dir)
 	no(v.j.Close())
 	j, err := journal.Open(copied, journal.Options{BootID: fmt.Sprint("boot ", v.boots)})
 	if err != nil {
@@ -375,6 +376,26 @@ func (v *tree) powerCut(t testing.TB) {
 	}
 	t.Cleanup(func() { j.Close() })
 	v.j, v.dir = j, copied
+}
+
+// copyOf copies a journal that is in use. The store's files come and go meanwhile: a copy counts only if none did.
+func copyOf(t testing.TB, dir string) string {
+	t.Helper()
+	for {
+		before, copied := filesOf(t, dir), filepath.Join(t.TempDir(), "journal")
+		err := os.CopyFS(copied, os.DirFS(dir))
+		if slices.Equal(before, filesOf(t, dir)) {
+			no(err)
+			return copied
+		}
+	}
+}
+
+func filesOf(t testing.TB, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*", "*"))
+	no(err)
+	return files
 }
 
 func (v *tree) Room() error {

@@ -356,7 +356,7 @@ func (c *verifying) send(ctx context.Context) error {
 	}
 	out := newPacker()
 	out.begin(c.conn)
-	inv := &inventory{sender: sender{ctx: ctx, view: c.view, out: out, from: from}, asked: c.asked, pace: c.pace,
+	inv := &inventory{sender: &sender{ctx: ctx, view: c.view, out: out, from: from}, asked: c.asked, pace: c.pace,
 		suspect: func(journal.Ident, journal.Attr) (bool, error) { return false, nil }} // the target compares every file
 	err := inv.send(&plan{view: c.view, root: root})
 	digest, sent := out.end(ctx, err == nil)
