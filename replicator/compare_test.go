@@ -327,6 +327,49 @@ func TestAVerificationFindsEachDifferenceAndRepairsIt(t *testing.T) {
 	}
 }
 
+// What the source cannot read is told like a difference, and ends nothing.
+func TestAVerificationTellsWhatTheSourceCannotRead(t *testing.T) {
+	p := newPair(t).create()
+	fill(p.from)
+	p.from.file(p.from.root, "bad", incompressible(5*block))
+	p.same()
+	if _, err := p.src.Verify(background, p.id, VerifyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	whole := p.verified()
+	for _, what := range []string{"data", "open"} {
+		bad := p.from.at("bad")
+		p.from.setUnread(func(how string, id journal.Ident, _ journal.Extent) error {
+			if id == bad && how == what {
+				return errIO
+			}
+			return nil
+		})
+		if _, err := p.src.Verify(background, p.id, VerifyRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		v := p.verified()
+		if v.State != VerifyDone || v.Files != whole.Files || !slices.Equal(v.Found, []Difference{{DifferUnreadable, "bad"}}) {
+			t.Errorf("%s: %+v, all has %d files", what, v, whole.Files)
+		}
+	}
+	p.from.setUnread(func(string, journal.Ident, journal.Extent) error { return errIO })
+	if _, err := p.src.Verify(background, p.id, VerifyRequest{Repair: true}); err != nil {
+		t.Fatal(err)
+	}
+	if v := p.verified(); v.State == VerifyDone && v.Differences == 0 {
+		t.Errorf("nothing can be read: %+v", v)
+	}
+	p.from.setUnread(nil)
+	p.same()
+	if _, err := p.src.Verify(background, p.id, VerifyRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if v := p.verified(); v.State != VerifyDone || v.Differences != 0 || v.Repairing {
+		t.Errorf("when all can be read: %+v", v)
+	}
+}
+
 func TestVerificationsWhileBothSidesWorkFindNothing(t *testing.T) {
 	p := newPair(t).create()
 	fill(p.from)

@@ -24,6 +24,7 @@ type inventory struct {
 	pace   func(n int) error
 	unsent int    // bytes of content whose digests were not sent yet, where there is a pace
 	buf    []byte // a digest's content
+	unread int    // pieces of the file that could not be read
 }
 
 // send runs through the whole inventory, and serves what is asked for until nothing is.
@@ -97,30 +98,31 @@ func (i *inventory) file(w wire.WantFile) error {
 	if err := i.step(&t); err != nil {
 		return err
 	}
-	return describe(&t, i.digests(id, attr.Size))
+	i.unread = 0
+	return describe(&t, i.digests(&t, attr.Size))
 }
 
 // digests sends what a file's content is, as digests of its data.
-func (i *inventory) digests(id journal.Ident, size int64) error {
-	f, err := i.view.Open(id)
+func (i *inventory) digests(t *step, size int64) error {
+	f, err := i.view.Open(t.Ident)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it has inode %s without its content", errView, id)
+		return fmt.Errorf("%w: it has inode %s without its content", errView, t.Ident)
 	}
 	if err != nil {
-		return i.noDigests(journal.Extent{End: size}, err)
+		return i.noDigests(t, journal.Extent{End: size}, err)
 	}
 	at, sent := int64(0), error(nil)
 	err = stretches(f, journal.Extent{End: size}, func(x journal.Extent, data bool) error {
 		at = x.End
 		if data {
-			sent = eachDigest(x, func(x journal.Extent) error { return i.digest(f, x) })
+			sent = eachDigest(x, func(x journal.Extent) error { return i.digest(t, f, x) })
 		} else {
 			sent = i.out.record(i.ctx, &wire.Record{Kind: wire.KindHole, Off: x.Off, Len: x.Len()})
 		}
 		return sent
 	})
 	if err != nil && sent == nil { // what is data and what a hole cannot be told
-		err = i.noDigests(journal.Extent{Off: at, End: size}, err)
+		err = i.noDigests(t, journal.Extent{Off: at, End: size}, err)
 	}
 	return errors.Join(err, f.Close())
 }
@@ -141,11 +143,12 @@ func eachDigest(x journal.Extent, yield func(journal.Extent) error) error {
 // what of it cannot be read.
 var noDigest [sha256.Size]byte
 
-// noDigests sends that of a whole extent, where the transfer may leave something out.
-func (i *inventory) noDigests(x journal.Extent, err error) error {
-	if !unreadable(err) || i.gaps.remember == nil {
+// noDigests sends that of a whole extent, where something may be left out.
+func (i *inventory) noDigests(t *step, x journal.Extent, err error) error {
+	if err := i.leaveOut(t, journal.Extent{}, err); err != nil {
 		return err
 	}
+	i.unread++
 	return eachDigest(x, func(x journal.Extent) error { return i.digested(x, noDigest) })
 }
 
@@ -154,7 +157,10 @@ func (i *inventory) digested(x journal.Extent, sum [sha256.Size]byte) error {
 }
 
 // digest sends one.
-func (i *inventory) digest(f File, x journal.Extent) error {
+func (i *inventory) digest(t *step, f File, x journal.Extent) error {
+	if i.unread > maxGaps { // every try at what cannot be read takes long
+		return i.digested(x, noDigest)
+	}
 	if i.buf == nil {
 		i.buf = make([]byte, wire.MaxDigest)
 	}
@@ -166,7 +172,7 @@ func (i *inventory) digest(f File, x journal.Extent) error {
 	}
 	n, err := f.ReadAt(p, x.Off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return i.noDigests(x, err)
+		return i.noDigests(t, x, err)
 	}
 	clear(p[n:])
 	return i.digested(x, sha256.Sum256(p))

@@ -76,6 +76,7 @@ const (
 	DifferIdentity   DifferenceKind = "identity"   // the name stands for another file than on the source
 	DifferAttributes DifferenceKind = "attributes" // owner, mode, times, extended attributes
 	DifferContent    DifferenceKind = "content"
+	DifferUnreadable DifferenceKind = "unreadable" // the source cannot read its content
 )
 
 // mostFound is how many differences are kept.
@@ -282,7 +283,8 @@ type verifying struct {
 	asked    *asked
 	verified chan wire.Verified
 	pace     func(int) error
-	told     int64 // differences, by the receiving goroutine
+	told     int64     // differences, by the receiving goroutine
+	unread   []lacking // what the source cannot read; guarded by the relationship's mu
 }
 
 // connect finds the target at the recovery point, which it holds from then on.
@@ -356,7 +358,8 @@ func (c *verifying) send(ctx context.Context) error {
 	}
 	out := newPacker()
 	out.begin(c.conn)
-	inv := &inventory{sender: &sender{ctx: ctx, view: c.view, out: out, from: from}, asked: c.asked, pace: c.pace,
+	send := &sender{ctx: ctx, view: c.view, out: out, from: from, gaps: gaps{remember: c.leftOut}}
+	inv := &inventory{sender: send, asked: c.asked, pace: c.pace,
 		suspect: func(journal.Ident, journal.Attr) (bool, error) { return false, nil }} // the target compares every file
 	err := inv.send(&plan{view: c.view, root: root})
 	digest, sent := out.end(ctx, err == nil)
@@ -375,6 +378,24 @@ func (c *verifying) send(ctx context.Context) error {
 	c.v.Files, c.v.Bytes, c.v.Differences = done.Files, done.Bytes, done.Differences
 	c.r.mu.Unlock()
 	return nil
+}
+
+// leftOut notes what the source cannot read: the target will find that it differs.
+func (c *verifying) leftOut(list []lacking) error {
+	c.s.m.log.Error("a verification cannot read a file of the source", "relationship", c.r.id, "file", list[len(list)-1])
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.unread = list
+	return nil
+}
+
+// kind is what a difference is called here. It is for holders of the relationship's mu.
+func (c *verifying) kind(d wire.Difference) DifferenceKind {
+	id := journal.Ident{Ino: d.Ino, Gen: d.Gen}
+	if slices.ContainsFunc(c.unread, func(l lacking) bool { return l.Ident == id }) {
+		return DifferUnreadable
+	}
+	return DifferenceKind(wire.Printable(d.Kind))
 }
 
 // receive takes what the target says until the connection ends.
@@ -440,7 +461,7 @@ func (c *verifying) found(d wire.Differ) {
 		c.told++
 		c.v.Differences++
 		if len(c.v.Found) < mostFound {
-			c.v.Found = append(c.v.Found, Difference{DifferenceKind(wire.Printable(f.Kind)), strings.ToValidUTF8(f.Path, "?")})
+			c.v.Found = append(c.v.Found, Difference{c.kind(f), strings.ToValidUTF8(f.Path, "?")})
 		}
 		if f.Ino != 0 && len(c.v.suspects) <= mostSuspects {
 			c.v.suspects = append(c.v.suspects, journal.Ident{Ino: f.Ino, Gen: f.Gen})
