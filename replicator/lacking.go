@@ -231,14 +231,6 @@ func (s *sourceSession) incomplete(ctx context.Context, p pendingTransfer, all w
 	return failure{errors.Join(cause, s.origin.reach(s.r))}
 }
 
-// base is the seal that the next transfer builds on: what the target has reached, or else its recovery point.
-func (s *sourceSession) base() journal.Epoch {
-	if s.pos.Reached != 0 {
-		return journal.Epoch(s.pos.Reached)
-	}
-	return journal.Epoch(s.pos.Epoch)
-}
-
 // lacking is what the target lacks of the seal that a transfer builds on.
 func (s *sourceSession) lacking(p pendingTransfer) []lacking {
 	s.r.mu.Lock()

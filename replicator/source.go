@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tandemfs/journal"
 	"tandemfs/replicator/wire"
 )
 
@@ -356,66 +355,6 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// agree brings together what this end and the target remember. Where they do not fit the next transfer compares,
-// or a person has to decide (rule A5).
-func (s *sourceSession) agree() error {
-	s.r.mu.Lock()
-	memory := s.r.source.memory
-	s.r.mu.Unlock()
-	j, has, pending := s.origin.vol.Journal(), journal.Epoch(s.pos.Epoch), memory.Pending
-	switch {
-	case has != 0 && s.pos.SourceID != s.origin.vol.ID():
-		return failure{errors.New("the target's recovery point is of another volume; delete the relationship and create it anew, with --allow-non-empty on the target")}
-	case pending != nil && has == pending.Epoch && s.pos.Time.Equal(pending.Time): // its commit was not heard of here
-		return s.origin.confirm(s.r)
-	case s.isAhead(memory, has):
-		return failure{fmt.Errorf("the target's recovery point, of %s, is later than what this volume knows of: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", s.pos.Time.Local().Format(time.DateTime), s.r.id)}
-	case pending != nil && pending.Compare != nil, memory.Compare != nil && pending == nil:
-		return s.canCompare()
-	case memory.Compare != nil:
-		return errors.Join(s.canCompare(), s.origin.drop(s.r))
-	case has != memory.Epoch, has != 0 && (has < j.Forgotten() || !s.pos.Time.Equal(memory.Time)):
-		return s.compare(reasonTarget)
-	case has == 0 && s.pos.Holds && s.pos.Reached == 0 && !s.goesOn(pending) && s.conn.Peer().Can(wire.FeatureCompare):
-		return s.compare(reasonHolds)
-	case pending != nil && pending.Base != s.base():
-		return s.origin.drop(s.r)
-	}
-	return nil
-}
-
-// isAhead reports whether the target's recovery point is of a history that this end has not seen, and nobody has
-// decided what is to become of it.
-func (s *sourceSession) isAhead(memory sourceMemory, has journal.Epoch) bool {
-	if c := memory.comparing(); c != nil {
-		return has != 0 && !c.explains(s.pos.Time)
-	}
-	return has > max(memory.Epoch, memory.Given)
-}
-
-// goesOn reports whether the target is in the middle of the transfer that is pending.
-func (s *sourceSession) goesOn(p *pendingTransfer) bool {
-	c := s.pos.Cursor
-	return p != nil && c != nil && c.Base == uint64(p.Base) && c.Epoch == uint64(p.Epoch)
-}
-
-// compare makes the next transfer compare everything.
-func (s *sourceSession) compare(reason string) error {
-	if err := s.canCompare(); err != nil {
-		return err
-	}
-	s.m.log.Warn("the next transfer compares both sides", "relationship", s.r.id, "reason", reason)
-	return errors.Join(s.origin.drop(s.r), s.origin.compare(s.r, comparison{Reason: reason, All: true}, true))
-}
-
-// canCompare fails where the target is of a version that cannot compare.
-func (s *sourceSession) canCompare() error {
-	if s.conn.Peer().Can(wire.FeatureCompare) {
-		return nil
-	}
-	return failure{errors.New("both sides have to be compared, which the target's version of tandemfs cannot do: upgrade the target")}
 }
 
 // due reports whether the target lacks something.

@@ -13,7 +13,7 @@ import (
 
 // transfer runs one cycle: seal, plan, send, and wait until the target has committed.
 func (s *sourceSession) transfer(ctx context.Context) error {
-	base := s.base()
+	base := baseOf(s.pos)
 	s.r.mu.Lock()
 	pending := s.r.source.memory.Pending != nil
 	s.r.mu.Unlock()
