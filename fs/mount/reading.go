@@ -162,7 +162,7 @@ func (q *reading) stat() error {
 
 // attrTimeout is how long the kernel may keep the attributes that are answered.
 func (q *reading) attrTimeout() time.Duration {
-	if q.passing || q.show == showSnapshots {
+	if q.passing {
 		return 0
 	}
 	return forever

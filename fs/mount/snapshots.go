@@ -109,15 +109,17 @@ func (q *reading) snapshotDir(out *fuse.EntryOut) fuse.Status {
 	}
 	q.refer(n, volume.SnapshotDir, out)
 	out.SetEntryTimeout(q.nameTimeout(volume.SnapshotDir))
+	out.SetAttrTimeout(q.attrTimeout())
 	return fuse.OK
 }
 
 // statSnapshotDir makes up the attributes of the directory of a directory's snapshots. Its times are those of the
-// newest snapshot, or else of the directory: those change without notice, so the kernel keeps none of it.
+// newest snapshot, or else of the directory: those change without notice, so the kernel keeps none of it then.
 func (q *reading) statSnapshotDir() error {
 	st := &q.inode.Stat
 	list := q.r.v.Snapshots()
 	if len(list) == 0 {
+		q.passing = true
 		if err := q.statParent(); err != nil {
 			return err
 		}
@@ -145,7 +147,7 @@ func (q *reading) lookupSnapshot(name string, out *fuse.EntryOut) fuse.Status {
 		err = o.stat(q.id, &q.inode)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return q.absent(name, out)
+		return fuse.ENOENT // not for the kernel to keep: a snapshot of the name may be made just now
 	}
 	if err != nil {
 		return q.r.status(err)

@@ -264,6 +264,34 @@ func TestASnapshotOfAnUsedNameIsTheNewOne(t *testing.T) {
 	}
 }
 
+func TestTheDirectoryOfSnapshotsHasTheTimeOfTheNewest(t *testing.T) {
+	mnt, _, v := mounted(t)
+	dir := filepath.Join(mnt, "dir")
+	check(t, os.Mkdir(dir, 0o755))
+	want := func(what string, at time.Time) {
+		t.Helper()
+		for _, dir := range []string{mnt, dir} {
+			st := statOf(t, filepath.Join(dir, volume.SnapshotDir))
+			if got := time.Unix(st.Mtim.Unix()); !got.Equal(at) {
+				t.Errorf("%s: in %s it is of %v, want %v", what, dir, got, at)
+			}
+		}
+	}
+	for _, second := range []int64{1000, 2000} {
+		at := time.Unix(second, 0)
+		check(t, errors.Join(os.Chtimes(dir, at, at), os.Chtimes(mnt, at, at)))
+		want("without snapshots", at)
+	}
+	first := snapshot(t, v, "first")
+	want("with one", first.Created)
+	second := snapshot(t, v, "second")
+	want("with two", second.Created)
+	check(t, v.DeleteSnapshot("second"))
+	want("with the first", first.Created)
+	check(t, v.DeleteSnapshot("first"))
+	want("without snapshots again", time.Unix(2000, 0))
+}
+
 func TestADeletedSnapshotIsGoneThoughAFileOfItIsOpen(t *testing.T) {
 	mnt, _, v := mounted(t)
 	file := filepath.Join(mnt, "file")

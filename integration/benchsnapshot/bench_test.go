@@ -20,7 +20,7 @@ func TestEveryTableIsMadeOfSmallVolumes(t *testing.T) {
 	var out bytes.Buffer
 	measure(t, o, &out)
 	t.Logf("\n%s", &out)
-	for text, lines := range map[string]int{"request for a snapshot": 2, "longest wait of a writer": 6, "ext4": 2, "xfs": 2} {
+	for text, lines := range map[string]int{"request for a snapshot": 2, "longest wait of a writer": 6, "ext4": 2, "xfs": 2, "small files, warm": 2, "large file": 2} {
 		if n := strings.Count(out.String(), text); n != lines {
 			t.Errorf("%q is there %d times, want %d", text, n, lines)
 		}

@@ -1,5 +1,6 @@
 // Command benchsnapshot measures what snapshots cost: how long one takes and how much it holds up those who
-// write meanwhile, what overwriting costs while snapshots are kept, and how long the difference of two takes.
+// write meanwhile, what overwriting costs while snapshots are kept, how fast they are read beside the live files,
+// and how long the difference of two takes.
 // The daemon is asked over its socket directly, so that no start of a program is in the figures.
 //
 // What is compared takes turns within one run. Nothing is synced within a measured time; what was written is
@@ -30,7 +31,7 @@ type options struct {
 	writers int           // who make the load
 	window  time.Duration // in which a writer's longest wait is looked for
 
-	size   int64 // of the file that is overwritten, in bytes
+	size   int64 // of the file that is overwritten or read, in bytes
 	rounds int   // how often it is, for each number of snapshots
 
 	diffs int // differences asked for in each volume
@@ -54,14 +55,14 @@ func main() {
 func parse(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("benchsnapshot", flag.ExitOnError)
-	tables := flags.String("tables", ".", "make the tables whose names match this regular `expression`: seal, overwrite, diff")
-	mib := flags.Int64("size", 128, "size of the file that is overwritten, in MiB")
+	tables := flags.String("tables", ".", "make the tables whose names match this regular `expression`: seal, overwrite, read, diff")
+	mib := flags.Int64("size", 128, "size of the file that is overwritten, and of the one that is read, in MiB")
 	flags.IntVar(&o.few, "few", 10_000, "how many files are in the small volume")
 	flags.IntVar(&o.many, "many", 1_000_000, "how many files are in the large volume")
 	flags.IntVar(&o.seals, "seals", 100, "how many snapshots are taken of each volume under load")
 	flags.IntVar(&o.writers, "writers", 4, "how many writers make the load")
 	flags.DurationVar(&o.window, "window", 100*time.Millisecond, "the time in which a writer's longest wait is looked for")
-	flags.IntVar(&o.rounds, "rounds", 5, "how often the file is overwritten with each number of snapshots")
+	flags.IntVar(&o.rounds, "rounds", 5, "how often the file is overwritten with each number of snapshots, and read")
 	flags.IntVar(&o.diffs, "diffs", 50, "how many differences are asked for in each volume")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -93,6 +94,7 @@ func measure(t lab.T, o options, out io.Writer) {
 	}{
 		{"seal", func() error { return sealTable(volumes, o, out) }},
 		{"overwrite", func() error { return overwriteTable(t, node, o, out) }},
+		{"read", func() error { return readTable(t, node, o, out) }},
 		{"diff", func() error { return diffTable(volumes, o, out) }},
 	} {
 		if !o.tables.MatchString(table.name) {
