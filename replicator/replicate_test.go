@@ -200,4 +200,11 @@ func TestNamesThatTheJournalDoesNotHaveAreComparedOnceForEachDoubt(t *testing.T)
 	if p.src.status(p.id).Progress.Comparing != "" {
 		t.Errorf("it compares again: %+v", p.src.status(p.id))
 	}
+	p.src.stop()
+	p.from.around(func() { // and nothing is recorded
+		delete(p.from.nodes[p.from.root].names, "file")
+		p.from.doubt = 1
+	})
+	p.src.start()
+	p.same()
 }

@@ -363,7 +363,7 @@ func (s *sourceSession) due() bool {
 	s.r.mu.Lock()
 	wanted := s.r.source.memory.Compare != nil || s.r.source.wantsView()
 	s.r.mu.Unlock()
-	if wanted {
+	if doubts, _ := s.origin.vol.NamesInDoubt(); wanted || doubts > 0 {
 		return true
 	}
 	if s.pos.Epoch != 0 && s.pos.Reached == 0 && !s.pos.Dirty && !j.Dirty() && uint64(j.Epoch()) <= s.pos.Epoch+1 {

@@ -116,10 +116,15 @@ func (a *around) begin(v *Volume, stateFD int) error {
 		return err
 	}
 	a.looked, a.operations = a.began, never
-	if !ok { // nothing was protected before, or by a version that did not watch
-		return a.reached(watched{until: a.began, epoch: v.journal.Epoch()})
+	if ok {
+		return a.resume(known)
 	}
-	return a.resume(known)
+	if v.journal.Dirty() || v.journal.Epoch() > 1 { // it was protected before, and nobody knows until when it was watched
+		if err := a.doubt(time.Unix(0, 0)); err != nil {
+			return err
+		}
+	}
+	return a.reached(watched{until: a.began, epoch: v.journal.Epoch()})
 }
 
 // resume has a sweep look for what was changed since somebody watched last.

@@ -364,6 +364,24 @@ func TestNamesStayInDoubtUntilTheyAreSettled(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotKnownToBeWatchedIsInDoubt(t *testing.T) {
+	for name, spoil := range map[string]string{"the file is gone": "rm .tandemfs/watched", "it is damaged": "printf x 1<>.tandemfs/watched", "it is cut": ": >.tandemfs/watched"} {
+		t.Run(name, func(t *testing.T) {
+			v := below(t, "echo content >f")
+			if n, _ := v.NamesInDoubt(); n != 0 {
+				t.Errorf("a new volume has %d in doubt", n)
+			}
+			v.mustFile(t, v.root, "own", "content")
+			must(t, v.Close())
+			v.shell(t, spoil)
+			v = reopened(t, v.path)
+			if n, since := v.NamesInDoubt(); n != 1 || !since.Equal(time.Unix(0, 0)) {
+				t.Errorf("%d in doubt, content from %v on", n, since)
+			}
+		})
+	}
+}
+
 // unwatched ends the watch of a volume, runs a shell command, and gives the sweep that is to find what it did.
 func (v *Volume) unwatched(t *testing.T, command string) *sweep {
 	t.Helper()
