@@ -70,9 +70,9 @@ func (m *Manager) targetVolume(ctx context.Context, name, dir string) (Volume, e
 	case err == nil:
 		return vol, nil
 	case !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("volume %q: %w", name, err)
+		return nil, err
 	case dir == "":
-		return nil, fmt.Errorf("volume %q: %w; create it first, or authorize with a directory to make it of", name, err)
+		return nil, fmt.Errorf("%w; create it first, or authorize with a directory to make it of", err)
 	}
 	if vol, err = m.config.Volumes.CreateVolume(ctx, name, dir); err != nil {
 		return nil, fmt.Errorf("volume %q of %s: %w", name, dir, err)

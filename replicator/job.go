@@ -129,7 +129,7 @@ func (m *Manager) origin(name string) (*origin, error) {
 	defer m.mu.Unlock()
 	vol, err := m.config.Volumes.Volume(name)
 	if err != nil {
-		return nil, fmt.Errorf("volume %q: %w", name, err)
+		return nil, err
 	}
 	if o := m.origins[name]; o != nil {
 		if o.vol.Journal() == vol.Journal() {

@@ -28,7 +28,7 @@ var (
 
 // Volumes finds and makes the volumes of this node. Package cmd provides it.
 type Volumes interface {
-	// Volume finds a volume by name; fs.ErrNotExist if there is none.
+	// Volume finds a volume by name; fs.ErrNotExist if there is none. What it fails with names the volume.
 	Volume(name string) (Volume, error)
 	// CreateVolume protects a new directory, for Authorize with CreateDir.
 	CreateVolume(ctx context.Context, name, dir string) (Volume, error)

@@ -50,7 +50,7 @@ func (m *Manager) draft(q CreateRequest) (record, error) {
 	}
 	vol, err := m.config.Volumes.Volume(q.Source)
 	if err != nil {
-		return record{}, fmt.Errorf("volume %q: %w", q.Source, err)
+		return record{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -194,7 +194,7 @@ func (r *relationship) status() Status {
 		b = r.source.behind(now, left.bytes, r.point)
 		s.Unreadable = r.source.unreadable()
 	}
-	if b != nil {
+	if b != nil && r.rec.State == StateEstablished {
 		s.RecoveryPoint.BehindBytes = &b.bytes
 		if r.point.Epoch != 0 {
 			s.RecoveryPoint.BehindSeconds = &b.seconds
