@@ -202,10 +202,8 @@ func (s *Server) SetReadOnly(on bool) error {
 	defer s.flagMu.Unlock()
 	flags := s.flags &^ unix.MS_RDONLY
 	if on {
-		flags |= unix.MS_RDONLY
-	}
-	if on {
 		s.flush()
+		flags |= unix.MS_RDONLY
 	}
 	// A remount is refused with EBUSY while a file is open for writing. The volume refuses such writes
 	// itself as soon as this returns; the flag is only the second lock.
@@ -222,14 +220,11 @@ func (s *Server) SetReadOnly(on bool) error {
 	return nil
 }
 
-// flush has the kernel send the dirty pages of mapped files, which nobody would take from it later.
+// flush has the kernel send the dirty pages of mapped files, which nobody would take from it later. A remount that
+// changes nothing does what syncfs(2) does, and needs nothing to be opened: that would wait for an answer of this very
+// process, and one that is killed while it waits for itself never ends, since it keeps the connection open.
 func (s *Server) flush() {
-	fd, err := unix.Open(s.mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Syncfs(fd)
-		unix.Close(fd)
-	}
-	if err != nil {
+	if err := unix.Mount("", s.mountpoint, "", s.flags|unix.MS_REMOUNT, ""); err != nil {
 		s.log.Warn("what programs wrote through maps of files may be lost", "error", err)
 	}
 }

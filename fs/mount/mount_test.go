@@ -17,6 +17,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/fs/volume"
+	"tandemfs/journal"
 )
 
 // mounted protects a new directory and mounts it elsewhere; both are gone when the test ends.
@@ -359,3 +360,45 @@ func TestWhatWasWrittenThroughAMapIsThereWhenAVolumeBecomesReadOnly(t *testing.T
 		t.Errorf("%d bytes of %d are in the backing file, %v", n, mappedSize, err)
 	}
 }
+
+// A process that waits for its own answer cannot be killed: the kernel keeps the connection open for it.
+func TestTheReadOnlyFlagIsChangedWithoutAnyAnswer(t *testing.T) {
+	base := t.TempDir()
+	dir, mnt := filepath.Join(base, "dir"), filepath.Join(base, "mnt")
+	check(t, errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(mnt, 0o755)))
+	v, err := volume.Open(dir, volume.Options{Name: "test", Create: true})
+	check(t, err)
+	defer v.Close()
+	s, err := Mount(v, mnt, Options{})
+	check(t, err)
+	defer s.Unmount()
+	turn, err := collect(noDifferences{})
+	check(t, err)
+	turn.all, turn.stage = true, stageAttrs // whoever asks for attributes waits
+	s.turn.Store(turn)
+	defer s.turn.Store(nil)
+	s.fuse.InodeNotify(rootNode, -1, 0)
+	done := make(chan error, 1)
+	go func() {
+		for _, on := range []bool{true, false, true, true, false} {
+			if err := s.SetReadOnly(on); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		check(t, err)
+		turn.end()
+	case <-time.After(10 * time.Second):
+		turn.end()
+		t.Errorf("it has waited for an answer, then: %v", <-done)
+	}
+}
+
+type noDifferences struct{}
+
+func (noDifferences) Inodes(func(journal.Ident, bool) error) error  { return nil }
+func (noDifferences) Names(func(journal.Ident, string) error) error { return nil }
