@@ -47,6 +47,10 @@ func (m meeting) verdict() verdict {
 		return comparing
 	case m.memory.Compare != nil:
 		return comparingNew
+	case m.memory.Compared != nil && m.there.Reached != 0 && m.there.Reached == uint64(m.memory.Reached):
+		if pending != nil && pending.Base != m.memory.Reached { // whatever the recovery point is: the two were compared since
+			return otherBase
+		}
 	case has != m.memory.Epoch, has != 0 && (has < m.forgotten || !m.there.Time.Equal(m.memory.Time)):
 		return notTheSame
 	case has == 0 && m.there.Holds && m.there.Reached == 0 && !m.goesOn() && m.compares:
@@ -57,13 +61,13 @@ func (m meeting) verdict() verdict {
 	return inAgreement
 }
 
-// isAhead reports whether the target's recovery point is of a history that this end has not seen, and nobody has
-// decided what is to become of it.
+// isAhead reports whether the target's recovery point, or what was sent to it since, is of a history that this end has
+// not seen, and nobody has decided what is to become of it. What there is without a recovery point is sent anew anyway.
 func (m meeting) isAhead(has journal.Epoch) bool {
 	if c := m.memory.comparing(); c != nil {
 		return has != 0 && !c.explains(m.there.Time)
 	}
-	return has > max(m.memory.Epoch, m.memory.Given)
+	return has != 0 && max(has, journal.Epoch(m.there.Begun)) > max(m.memory.Epoch, m.memory.Given)
 }
 
 // goesOn reports whether the target is in the middle of the transfer that is pending.
@@ -94,7 +98,7 @@ func (s *sourceSession) agree() error {
 	case committed:
 		return s.origin.confirm(s.r)
 	case putBack:
-		return failure{fmt.Errorf("the target's recovery point, of %s, is later than what this volume knows of: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", s.pos.Time.Local().Format(time.DateTime), s.r.id)}
+		return failure{fmt.Errorf("the target, whose recovery point is of %s, has a later state of this volume than the volume itself: it was put back to an earlier state. To make the target what the source is now: tandemfs relationship reconcile %s", s.pos.Time.Local().Format(time.DateTime), s.r.id)}
 	case comparing:
 		return s.canCompare()
 	case comparingNew:

@@ -83,7 +83,7 @@ func newApplier(vol Volume, id string, count *counters, distrust bool) (*applier
 // position is what the source is told.
 func (a *applier) position() wire.Position {
 	m := &a.memory
-	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor, Reached: m.Reached}
+	return wire.Position{SourceID: m.SourceID, Epoch: m.Epoch, Time: m.Time, Dirty: m.Dirty, Cursor: m.Cursor, Reached: m.Reached, Begun: m.Begun}
 }
 
 // begin prepares for a transfer's records, or refuses them. sourceID is the source volume's; ask asks the source
@@ -105,7 +105,7 @@ func (a *applier) begin(ctx context.Context, b wire.Begin, sourceID string, ask 
 	a.cursor, a.settled = c, c
 	a.count.set(a.cursor)
 	a.count.found(work{})
-	m.Dirty = true
+	m.Dirty, m.Begun = true, max(m.Begun, c.Epoch)
 	root := journal.Ident{Ino: b.RootIno, Gen: b.RootGen}
 	if b.Compare {
 		if err := a.compareWith(ctx, root, ask); err != nil {

@@ -259,7 +259,7 @@ func (c *comparer) find(at *listing, r *wire.Record, stands journal.Ident) (none
 	if owner, owned, err := c.ids.Reverse(stands); err != nil || owned && owner != r.Ident {
 		return none, foundNot, err
 	}
-	if !isDir(r.Attr) {
+	if !isDir(r.Attr) && !c.exact { // who mends puts it in the map
 		c.byName[r.Ident] = stands
 	}
 	return stands, foundByName, c.act.pair(at, r, stands)

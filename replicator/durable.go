@@ -29,6 +29,8 @@ type sourceMemory struct {
 	// transfer builds on it. 0: none.
 	Reached journal.Epoch `json:"reached,omitempty"`
 	Lacking []lacking     `json:"lacking,omitempty"`
+	// Compared is why a transfer on the way to Reached compared: who loses Reached has to compare again.
+	Compared *comparison `json:"compared,omitempty"`
 }
 
 // comparing gives the comparison that is under way, or is next.
@@ -36,7 +38,10 @@ func (m *sourceMemory) comparing() *comparison {
 	if m.Pending != nil && m.Pending.Compare != nil {
 		return m.Pending.Compare
 	}
-	return m.Compare
+	if m.Compare != nil {
+		return m.Compare
+	}
+	return m.Compared
 }
 
 // comparison is why a transfer compares, and of which files it compares the content whatever their times say:
@@ -123,6 +128,8 @@ type targetMemory struct {
 	// Reached is a later seal that was applied, but for something that the source could not read. It is not
 	// published; the next transfer builds on it. 0: none.
 	Reached uint64 `json:"reached,omitempty"`
+	// Begun is the newest seal of which a transfer was begun since the recovery point.
+	Begun uint64 `json:"begun,omitempty"`
 	// Dirty says that something of a transfer was applied that is neither committed nor reached; Cursor, how far
 	// it came, where it can be gone on with.
 	Dirty  bool         `json:"dirty,omitempty"`

@@ -206,8 +206,12 @@ func newAsked() *asked { return &asked{done: make(chan struct{}, 1)} }
 
 // add takes a message up.
 func (a *asked) add(w wire.Want) error {
-	if len(w.Files) > wire.MaxWantFiles {
-		return fmt.Errorf("%w: it asks for %d files at once", wire.ErrFrame, len(w.Files))
+	extents := 0
+	for _, f := range w.Files {
+		extents += len(f.Extents)
+	}
+	if len(w.Files) > wire.MaxWantFiles || extents > wire.MaxWantExtents {
+		return fmt.Errorf("%w: it asks for %d files and %d extents at once", wire.ErrFrame, len(w.Files), extents)
 	}
 	a.mu.Lock()
 	a.files = append(a.files, w.Files...)

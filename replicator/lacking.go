@@ -98,7 +98,11 @@ func (g *gaps) add(l lacking, e journal.Extent) error {
 		i, list = len(list), append(list, l)
 	}
 	if e.Off < e.End {
-		list[i].Extents = list[i].Extents.Add(wholeBlocks(e))
+		x := list[i].Extents.Add(wholeBlocks(e))
+		if len(x) > maxGaps { // in the same step: the next try has to know where the rest begins
+			x = x.Add(wholeBlocks(journal.Extent{Off: e.Off, End: journal.MaxOffset}))
+		}
+		list[i].Extents = x
 	}
 	if err := g.remember(list); err != nil {
 		return err
@@ -116,12 +120,14 @@ func wholeBlocks(e journal.Extent) journal.Extent {
 	return e
 }
 
-// rest reports whether an inode has so many gaps that nothing more of it is to be tried.
-func (g *gaps) rest(id journal.Ident) bool {
-	return slices.ContainsFunc(g.list, func(l lacking) bool {
-		n := len(l.Extents)
-		return l.Ident == id && n > 0 && (n > maxGaps || l.Extents[n-1].End == journal.MaxOffset)
-	})
+// restAt gives from where on nothing more of an inode is to be tried: the end of all files if nothing is left out so.
+func (g *gaps) restAt(id journal.Ident) int64 {
+	for _, l := range g.list {
+		if n := len(l.Extents); l.Ident == id && n > 0 && l.Extents[n-1].End == journal.MaxOffset {
+			return l.Extents[n-1].Off
+		}
+	}
+	return journal.MaxOffset
 }
 
 // leaveOut notes that an extent, which may be empty, of the step's content could not be read, or its attributes. It
@@ -131,10 +137,7 @@ func (s *sender) leaveOut(t *step, e journal.Extent, err error) error {
 		return err
 	}
 	l := lacking{Ident: t.Ident, Path: s.path(t), Error: errnoText(err)}
-	if err := s.gaps.add(l, e); err != nil || !s.gaps.rest(t.Ident) {
-		return err
-	}
-	return s.gaps.add(l, journal.Extent{Off: e.Off, End: journal.MaxOffset})
+	return s.gaps.add(l, e)
 }
 
 // errnoText is the system's word for an error.
@@ -189,17 +192,29 @@ func (p *plan) untouchedLacking(f func(lacking) error) error {
 
 // leftOut remembers what the pending transfer leaves out.
 func (o *origin) leftOut(r *relationship, list []lacking) error {
-	r.mu.Lock()
-	if r.source.memory.Pending == nil {
-		r.mu.Unlock()
+	ended := false
+	err := o.change(r, func(m *sourceMemory) {
+		if ended = m.Pending == nil; ended {
+			return
+		}
+		p := *m.Pending
+		p.Lacking = list
+		if p.Compare != nil && !p.Compare.All { // the target has its size and times now: the next try has to ask for it again
+			c := *p.Compare
+			c.Suspects = slices.Clone(c.Suspects)
+			for _, l := range list {
+				if !slices.Contains(c.Suspects, l.Ident) {
+					c.Suspects = append(c.Suspects, l.Ident)
+				}
+			}
+			p.Compare = &c
+		}
+		m.Pending = &p
+	})
+	if ended {
 		return errEnded
 	}
-	pending := *r.source.memory.Pending
-	pending.Lacking = list
-	r.source.memory.Pending = &pending
-	memory := r.source.memory
-	r.mu.Unlock()
-	return remember(o.vol.Journal(), sourceKey(r.id), memory)
+	return err
 }
 
 // reach notes that the target has all of the pending transfer but what was left out: the next one builds on it.
@@ -207,6 +222,7 @@ func (o *origin) reach(r *relationship) error {
 	return o.settle(r, false, func(e *sourceEnd) {
 		list := slices.Clone(e.memory.Pending.Lacking)
 		slices.SortFunc(list, func(a, b lacking) int { return compareIdents(a.Ident, b.Ident) })
+		e.memory.Compared = e.memory.Pending.Compare.and(e.memory.Compared)
 		e.memory.Reached, e.memory.Lacking = e.memory.Pending.Epoch, list
 		e.dirtySince = earliest(e.dirtySince, e.sealedSince)
 	})
@@ -261,7 +277,9 @@ func (s *sourceSession) agreeReached() error {
 	memory, reached := s.r.source.memory, journal.Epoch(s.pos.Reached)
 	s.r.mu.Unlock()
 	gaps := memory.Pending != nil && len(memory.Pending.Lacking) > 0
-	switch {
+	switch p := memory.Pending; {
+	case p != nil && uint64(p.Epoch) == s.pos.Epoch && p.Time.Equal(s.pos.Time): // it was committed: see agree
+		return nil
 	case gaps && !s.conn.Peer().Can(wire.FeatureIncomplete): // it could before
 		return s.origin.drop(s.r)
 	case gaps && reached == memory.Pending.Epoch:
@@ -272,11 +290,10 @@ func (s *sourceSession) agreeReached() error {
 	if reached != 0 {
 		s.pos.Reached, s.pos.Dirty, s.pos.Cursor = 0, true, nil
 	}
-	s.r.mu.Lock()
-	s.r.source.memory.Reached, s.r.source.memory.Lacking = 0, nil
-	memory = s.r.source.memory
-	s.r.mu.Unlock()
-	return remember(s.origin.vol.Journal(), sourceKey(s.r.id), memory)
+	return s.origin.change(s.r, func(m *sourceMemory) {
+		m.Compare = m.Compared.and(m.Compare)
+		m.Reached, m.Lacking, m.Compared = 0, nil, nil
+	})
 }
 
 // shownLacking are shown in a status.

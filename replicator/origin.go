@@ -90,6 +90,7 @@ func (o *origin) add(r *relationship) error {
 	if memory.Pending != nil {
 		var err error
 		if view, err = o.vol.View(memory.Pending.Epoch); err != nil {
+			memory.Compare = memory.Pending.Compare.and(memory.Compare)
 			memory.Pending = nil // it is no longer kept; the next transfer makes a seal of its own
 		}
 	}
@@ -114,7 +115,7 @@ func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error 
 	if j.Clean() || r.snapshot().State != StateEstablished {
 		return nil
 	}
-	doubt, before := j.Active(), memory.Compare
+	doubt, before := j.Active(), memory.Compared.and(memory.Compare)
 	if memory.Pending != nil {
 		before = memory.Pending.Compare.and(before)
 	}
@@ -308,7 +309,7 @@ func (o *origin) sealFor(r *relationship, base journal.Epoch) error {
 		r.source.view = view
 		p := &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now, Compare: m.Compare}
 		if p.Compare != nil {
-			p.Base = 0
+			p.Base, p.Compare = 0, m.Compared.and(p.Compare)
 		}
 		m.Pending, m.Compare, m.Given = p, nil, max(m.Given, p.Epoch)
 	})
@@ -331,7 +332,7 @@ func (o *origin) confirm(r *relationship) error {
 	return o.settle(r, true, func(e *sourceEnd) {
 		m := &e.memory
 		compared := m.Pending.Compare != nil || m.Reached != 0 // that one compared, if anything had to
-		m.Reached, m.Lacking = 0, nil
+		m.Reached, m.Lacking, m.Compared = 0, nil, nil
 		if c := m.Compare; c != nil && c.Base == m.Epoch && !c.All { // what has changed up to now went with this one
 			moved := *c
 			moved.Base = m.Pending.Epoch

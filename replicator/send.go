@@ -127,7 +127,7 @@ func (s *sender) content(t *step, offset int64) error {
 		return s.leaveOut(t, journal.Extent{Off: extents[0].Off, End: journal.MaxOffset}, err)
 	}
 	for _, e := range extents {
-		if s.gaps.rest(t.Ident) {
+		if e.End = min(e.End, s.gaps.restAt(t.Ident)); e.Off >= e.End {
 			break
 		}
 		if err = s.extent(t, f, e); err != nil {
@@ -214,7 +214,7 @@ func (s *sender) data(t *step, f File, e journal.Extent) (bool, error) {
 		})
 		switch {
 		case unread != nil:
-			if err := s.leaveOut(t, journal.Extent{Off: off, End: off + want}, unread); err != nil || s.gaps.rest(t.Ident) {
+			if err := s.leaveOut(t, journal.Extent{Off: off, End: off + want}, unread); err != nil || s.gaps.restAt(t.Ident) <= off {
 				return false, err
 			}
 		case err != nil || int64(n) < want:

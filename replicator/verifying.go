@@ -22,8 +22,11 @@ type verifying struct {
 	asked    *asked
 	verified chan wire.Verified
 	pace     func(int) error
-	told     int64     // differences, by the receiving goroutine
-	unread   []lacking // what the source cannot read; guarded by the relationship's mu
+	told     int64 // differences, by the receiving goroutine
+	// unread is what the source cannot read, toldUnread what of it the target has told as different. Both are guarded
+	// by the relationship's mu.
+	unread     []lacking
+	toldUnread []journal.Ident
 }
 
 // connect finds the target at the recovery point, which it holds from then on.
@@ -198,14 +201,37 @@ func (c *verifying) found(d wire.Differ) {
 	defer c.r.mu.Unlock()
 	for _, f := range d.Found {
 		c.told++
-		c.v.Differences++
-		if len(c.v.Found) < mostFound {
-			c.v.Found = append(c.v.Found, Difference{c.kind(f), strings.ToValidUTF8(f.Path, "?")})
-		}
-		if f.Ino != 0 && len(c.v.suspects) <= mostSuspects {
-			c.v.suspects = append(c.v.suspects, journal.Ident{Ino: f.Ino, Gen: f.Gen})
+		kind, id := c.kind(f), journal.Ident{Ino: f.Ino, Gen: f.Gen}
+		c.v.differs(kind, strings.ToValidUTF8(f.Path, "?"))
+		switch {
+		case kind == DifferUnreadable: // the target may have a good copy, which nothing here can better
+			c.toldUnread = append(c.toldUnread, id)
+		case f.Ino != 0 && len(c.v.suspects) <= mostSuspects:
+			c.v.suspects = append(c.v.suspects, id)
 		}
 	}
+}
+
+// differs notes one difference. It is for holders of the relationship's mu.
+func (v *verification) differs(kind DifferenceKind, path string) {
+	v.Differences++
+	if len(v.Found) < mostFound {
+		v.Found = append(v.Found, Difference{kind, path})
+	}
+}
+
+// unproven adds what the source could not read and the target had nothing against: nobody knows whether it is equal.
+// It gives how many differences there are besides.
+func (c *verifying) unproven() (known int64) {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	known = c.v.Differences - int64(len(c.toldUnread))
+	for _, l := range c.unread {
+		if !slices.Contains(c.toldUnread, l.Ident) {
+			c.v.differs(DifferUnreadable, l.Path)
+		}
+	}
+	return known
 }
 
 // ended goes on with what follows from how it ended, and says so.
@@ -242,17 +268,18 @@ func (c *verifying) ended(ctx context.Context, err error) {
 
 // conclude notes that both sides are equal, or marks what differs for sending.
 func (c *verifying) conclude() error {
+	known := c.unproven()
 	c.r.mu.Lock()
 	v, suspects := c.v.Verification, c.v.suspects
 	c.r.mu.Unlock()
 	if v.Differences == 0 {
 		return c.r.update(func(rec *record) { rec.VerifiedEpoch, rec.VerifiedTime = v.Epoch, v.Time })
 	}
-	if !v.Repair {
+	if !v.Repair || known == 0 {
 		return nil
 	}
 	repair := comparison{Reason: reasonRepair, Suspects: suspects}
-	if v.Differences > c.told || len(suspects) > mostSuspects { // not all of the files are known
+	if known > c.told-int64(len(c.toldUnread)) || len(suspects) > mostSuspects { // not all of the files are known
 		repair.All, repair.Suspects = true, nil
 	}
 	c.r.mu.Lock()

@@ -62,6 +62,8 @@ type Position struct {
 	Holds bool `json:"holds,omitempty"`
 	// Reached is a later seal that was applied but for what the source could not read; 0: none.
 	Reached uint64 `json:"reached,omitempty"`
+	// Begun is the newest seal of which a transfer was begun since the recovery point; 0: none.
+	Begun uint64 `json:"begun,omitempty"`
 }
 
 // Cursor is a place in the stream of one transfer: so many whole items (every record but data and hole
