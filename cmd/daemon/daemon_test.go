@@ -8,12 +8,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"tandemfs/cmd/api"
 	"tandemfs/fs/volume"
@@ -95,6 +98,32 @@ func TestASecondDaemonOnOneStateFolderIsRefused(t *testing.T) {
 	err := run(t.Context(), second, r.parts())
 	if err == nil || !strings.Contains(err.Error(), "another daemon runs on") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+func TestADaemonThatIsDeadAndCannotEndIsNotTakenForARunningOne(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "s")
+	s, err := openState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	dead := exec.Command("true")
+	if err := dead.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Wait() // until then it is a zombie
+	if err := os.WriteFile(s.path(lockFile), []byte(strconv.Itoa(dead.Process.Pid)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, err := openState(dir)
+		if err != nil && strings.Contains(err.Error(), "umount -f") {
+			return
+		}
+		if err == nil || time.Now().After(deadline) {
+			t.Fatalf("it says %v", err)
+		}
 	}
 }
 

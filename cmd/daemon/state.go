@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,14 +91,29 @@ func (s *stateFolder) acquire() error {
 		return fmt.Errorf("the state folder cannot be locked: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
+		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return api.Errorf(api.CodeConflict, "another daemon runs on %s: name another folder with --state", s.dir)
+			return s.busy(f)
 		}
 		return fmt.Errorf("the state folder cannot be locked: %w", err)
 	}
 	s.lock = f
+	if f.Truncate(0) == nil { // only words depend on it: a full folder does not keep a node from starting
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	}
 	return nil
+}
+
+// busy says who holds the lock. A daemon that was killed in the very moment in which the kernel waited for its answer
+// about a cached page cannot end before its mount is aborted, and looks like a running one.
+func (s *stateFolder) busy(lock *os.File) error {
+	var pid [20]byte
+	n, _ := lock.ReadAt(pid[:], 0)
+	stat, err := os.ReadFile(filepath.Join("/proc", string(pid[:n]), "stat"))
+	if _, rest, ok := bytes.Cut(stat, []byte(") ")); n > 0 && err == nil && ok && rest[0] == 'Z' {
+		return api.Errorf(api.CodeConflict, "the daemon that ran on %s (process %s) was killed, and its mounts keep it from ending: `umount -f` each of them, then start again", s.dir, pid[:n])
+	}
+	return api.Errorf(api.CodeConflict, "another daemon runs on %s: name another folder with --state", s.dir)
 }
 
 // close gives the lock up.
