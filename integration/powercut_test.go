@@ -247,8 +247,8 @@ func (p *power) recover(source, target bool) {
 	}
 }
 
-// wentDown is how both ends say that power was lost.
-const wentDown = "the volume's journal may lack changes: power was lost, or it was rebuilt"
+// wentDown is what both ends say of it, each in its own words.
+const wentDown = "power was lost"
 
 // recoverAgain is recover when what the target shows may be something in between.
 func (p *power) recoverAgain(source, target bool) {
