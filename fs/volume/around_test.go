@@ -269,6 +269,30 @@ func TestAViewIsNotFailedByWhatWasChangedAroundTheMount(t *testing.T) {
 	}
 }
 
+func TestLinksInANewDirectoryDoNotTakeWhatTheyLinkToFromAView(t *testing.T) {
+	v := below(t, "mkdir a; for i in 1 2 3 4 5 6 7 8 9; do echo content >a/$i; done")
+	v.noticed(t)
+	w, err := v.Seal()
+	must(t, err)
+	defer w.Close()
+	v.shell(t, "cp -al a b")
+	got := v.recorded(t, w.Epoch())
+	if !slices.Contains(got, "new /b") || slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "new /a/") }) {
+		t.Errorf("recorded\n  %s", strings.Join(got, "\n  "))
+	}
+	if n, _ := v.NamesInDoubt(); n == 0 {
+		t.Error("whether the links are new is not known, and not in doubt")
+	}
+	dir := shownID(t, w, "a")
+	for i := 1; i < 10; i++ {
+		id, err := w.Lookup(dir, fmt.Sprint(i))
+		must(t, err)
+		if _, err := w.Stat(id); err != nil {
+			t.Errorf("the view has lost a/%d: %v", i, err)
+		}
+	}
+}
+
 func shownID(t *testing.T, w *View, name string) journal.Ident {
 	t.Helper()
 	id, err := w.Lookup(w.v.root, name)

@@ -119,14 +119,19 @@ func (a *around) arrived(id journal.Ident, fromElsewhere bool) error {
 	if n.IsDir() || fromElsewhere && n.Stat.Nlink == 1 || n.madeSince(a.looked) {
 		return a.found(id, n.IsDir())
 	}
+	return a.linked(id)
+}
+
+// linked records an inode that may be new, or have been here under another name.
+func (a *around) linked(id journal.Ident) error {
 	return errors.Join(a.doubt(time.Time{}), a.touch(id, false)) // a transfer that begins in between knows of the doubt
 }
 
 // madeSince reports whether an inode was made at a moment or later.
 func (n *Inode) madeSince(t journal.Time) bool { return !earlier(sys.Stamp(n.Stat.Btime), t) }
 
-// found records that an inode is new to the volume, and what is below it. The names in a new directory are touched
-// all the same: a seal may come in between.
+// found records that an inode is new to the volume, and what is below it, but for what may have been here under
+// another name. The names in a new directory are touched all the same: a seal may come in between.
 func (a *around) found(id journal.Ident, dir bool) error {
 	if err := a.noteNew(id); err != nil || !dir {
 		return err
@@ -145,7 +150,11 @@ func (a *around) found(id journal.Ident, dir bool) error {
 		if err != nil || known {
 			return err
 		}
-		return a.found(child, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+		n := Inode{ID: child, Stat: *st}
+		if !n.IsDir() && n.Stat.Nlink > 1 && !n.madeSince(a.looked) {
+			return a.linked(child)
+		}
+		return a.found(child, n.IsDir())
 	})
 	if isStale(err) {
 		return nil
