@@ -80,6 +80,8 @@ type around struct {
 	looked     journal.Time // when the last look at the watch began that found all there was
 	places     map[journal.Ident]site
 
+	looks atomic.Uint64 // that found all there was
+
 	mu     sync.Mutex
 	status Around
 	known  watched // what is in the file
@@ -283,6 +285,7 @@ func (a *around) catchUp() error {
 		told = told || more
 	}
 	a.looked = at.until
+	a.looks.Add(1)
 	if !told && operations == a.operations && !a.stopping() { // nothing happens: the disk may sleep
 		return nil
 	}
@@ -422,6 +425,11 @@ func (a *around) nameless(e *sys.Event, now journal.Time) error {
 	a.v.open.forgetGone(e.Inode)
 	if !a.v.mounted().Refers(e.Inode) || a.v.ReadOnly() {
 		return nil
+	}
+	if s := a.current.Load(); s != nil {
+		if err := s.disturbed(e.Inode); err != nil {
+			return err
+		}
 	}
 	return a.changed(e.Inode, e.What, now)
 }

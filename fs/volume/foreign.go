@@ -23,8 +23,9 @@ import (
 // always the same.
 
 // recordEvent records what the kernel has told of a directory, or two, in the volume.
-func (a *around) recordEvent(e *sys.Event, from, to bool, now journal.Time) (err error) {
-	if e.What&(sys.Named|sys.Unnamed) != 0 {
+func (a *around) recordEvent(e *sys.Event, from, to bool, now journal.Time) error {
+	err := a.disturbed(e, from, to)
+	if err == nil && e.What&(sys.Named|sys.Unnamed) != 0 {
 		err = a.named(e)
 	}
 	if err == nil && e.What&sys.Moved != 0 {

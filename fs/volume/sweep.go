@@ -16,7 +16,8 @@ import (
 // A sweep finds what was changed around the mount while nobody watched: in the gaps between the moments up to which
 // everything is known (watched) and those from which the kernel tells again. What was changed then has a change time
 // in a gap, unless it was changed through the volume since; whatever is about to be is therefore looked at before
-// (openCache.addNamed, meet).
+// (openCache.addNamed, meet). What somebody else changes once more is recorded when the kernel tells of it, as if its
+// change time had been in a gap (disturbed); so the sweep ends only after all is read that was told during its walk.
 //
 // It errs on the safe side: what may have been changed is recorded, at the cost of sending it once more. After the
 // death of the process its own last changes lie in a gap too. They have a record in the epoch of that moment or a
@@ -37,9 +38,11 @@ type sweep struct {
 	a    *around
 	gaps []gap
 
-	doubts bool // names are in doubt, which is known
 	seen   int64
 	worked time.Time // since when without a rest
+
+	doubting sync.Mutex
+	doubts   bool // names are in doubt, which is known
 
 	mu   sync.Mutex
 	ours map[journal.Ident]struct{} // what the process before explains; nil: not known yet
@@ -211,6 +214,51 @@ func (s *sweep) recorded(id journal.Ident) {
 	s.met[id] = true
 }
 
+// disturbed has a sweep that is under way know of what somebody else has changed by now.
+func (a *around) disturbed(e *sys.Event, from, to bool) error {
+	s := a.current.Load()
+	if s == nil {
+		return nil
+	}
+	var err error
+	if from {
+		err = s.disturbed(e.Dir)
+	}
+	if err == nil && to {
+		err = s.disturbed(e.NewDir)
+	}
+	if err == nil && (to || e.What&sys.Moved == 0) {
+		err = s.disturbed(e.Inode)
+	}
+	return err
+}
+
+// disturbed records an inode that somebody else has changed since the gaps. Whether it was changed in one of them,
+// too, its change time does not say any more.
+func (s *sweep) disturbed(id journal.Ident) error {
+	if id.IsZero() || s.isRecorded(id) {
+		return nil
+	}
+	var n Inode
+	err := s.a.v.Stat(id, &n)
+	if isStale(err) || err == nil && (n.Stat.Nlink == 0 || n.madeSince(s.gaps[len(s.gaps)-1].until)) {
+		return nil
+	}
+	if err == nil {
+		err = s.record(&n, swept{})
+	}
+	if err == nil {
+		s.recorded(id)
+	}
+	return err
+}
+
+func (s *sweep) isRecorded(id journal.Ident) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.met[id]
+}
+
 // run goes through the whole volume. It ends early when the volume is being closed; then the next start does it.
 func (s *sweep) run() {
 	a := s.a
@@ -221,6 +269,7 @@ func (s *sweep) run() {
 			err = s.walk()
 		}
 		if err == nil {
+			s.await()
 			err = s.rest()
 		}
 		a.tell()
@@ -246,6 +295,18 @@ func (s *sweep) end() error {
 			a.status.Sweeping, a.status.Swept, a.status.Seen = false, time.Now(), s.seen
 		}
 	})
+}
+
+// await waits until all is recorded that the kernel has told by now: until two more looks at the watch have ended,
+// of which one may be under way.
+func (s *sweep) await() {
+	if s.a.watch == nil {
+		return
+	}
+	for last := s.a.looks.Load() + 2; s.a.looks.Load() < last && !s.over(); {
+		s.a.soon()
+		s.a.pause(busyTick)
+	}
 }
 
 // pause waits, unless the volume is being closed.
@@ -339,13 +400,24 @@ func (s *sweep) look(n *Inode, dir swept, name string) (changed bool, err error)
 
 // record records an inode that was changed. The doubt comes first, so that no transfer goes without it.
 func (s *sweep) record(n *Inode, dir swept) error {
-	if (dir.changed || n.IsDir()) && !s.doubts { // once: all names will be compared for it
-		if err := errors.Join(s.a.doubt(time.Time{}), s.a.touch(s.a.v.root, false)); err != nil {
+	if dir.changed || n.IsDir() {
+		if err := s.doubt(); err != nil {
 			return err
 		}
-		s.doubts = true
 	}
 	return s.a.touch(n.ID, n.Stat.Mode&unix.S_IFMT == unix.S_IFREG)
+}
+
+// doubt brings names into doubt, once: all of them will be compared for it.
+func (s *sweep) doubt() error {
+	s.doubting.Lock()
+	defer s.doubting.Unlock()
+	if s.doubts {
+		return nil
+	}
+	err := errors.Join(s.a.doubt(time.Time{}), s.a.touch(s.a.v.root, false))
+	s.doubts = err == nil
+	return err
 }
 
 // rest records what was met and then changed through the volume in such a way that the walk did not come by.
