@@ -570,6 +570,9 @@ func (v *Volume) replace(from *openInode, oldname string, to *openInode, newname
 // time of a directory that gets another parent, and of what is exchanged; and a view wants the change time, which
 // a sweep wants to see before it changes.
 func (v *Volume) touchMoved(n *Inode, exchange bool) error {
+	if n.IsDir() {
+		v.around.moving(n.ID)
+	}
 	matters := n.IsDir() || exchange || v.journal.Holding()
 	if !matters && !v.around.sweeping() {
 		return nil

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -48,6 +49,9 @@ type sweep struct {
 	ours map[journal.Ident]struct{} // what the process before explains; nil: not known yet
 	met  map[journal.Ident]bool     // what was changed in a gap, before it was changed through the volume: whether it was recorded
 	kept bool                       // the file of watched says that something was met
+	// moved are the directories that went elsewhere since the walk began, which may have missed what is below them.
+	moved  map[journal.Ident]struct{}
+	others bool // somebody else moved some of them
 }
 
 const (
@@ -61,7 +65,7 @@ const (
 // expect makes the sweep that will find what was changed in the gaps, so that nothing escapes it from now on. It
 // takes the place of one that is still under way.
 func (a *around) expect(w watched) error {
-	s := &sweep{a: a, gaps: w.gaps, met: map[journal.Ident]bool{}}
+	s := &sweep{a: a, gaps: w.gaps, met: map[journal.Ident]bool{}, moved: map[journal.Ident]struct{}{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old := a.current.Swap(s); old != nil {
@@ -159,6 +163,13 @@ func (v *Volume) explained(gaps []gap) (map[journal.Ident]struct{}, error) {
 // sweeping reports whether a sweep is under way.
 func (a *around) sweeping() bool { return a.current.Load() != nil }
 
+// moving is told of a directory before it is moved through the volume.
+func (a *around) moving(dir journal.Ident) {
+	if s := a.current.Load(); s != nil {
+		s.went(dir, false)
+	}
+}
+
 // meet is told of an inode that is about to be used through the volume for the first time.
 func (a *around) meet(id journal.Ident, st *unix.Statx_t) {
 	for {
@@ -230,6 +241,9 @@ func (a *around) disturbed(e *sys.Event, from, to bool) error {
 	if err == nil && (to || e.What&sys.Moved == 0) {
 		err = s.disturbed(e.Inode)
 	}
+	if from && to {
+		s.went(e.Inode, true)
+	}
 	return err
 }
 
@@ -266,10 +280,9 @@ func (s *sweep) run() {
 	for {
 		err := s.explain()
 		if err == nil {
-			err = s.walk()
+			err = s.whole()
 		}
 		if err == nil {
-			s.await()
 			err = s.rest()
 		}
 		a.tell()
@@ -323,17 +336,68 @@ type swept struct {
 	changed bool
 }
 
-// walk looks at every inode below the root, and the root.
-func (s *sweep) walk() error {
+// whole looks at every inode below the root, and the root. A directory that is moved during the walk is looked into
+// by itself. Where that was somebody else it is told only afterwards.
+func (s *sweep) whole() error {
+	s.seen = 0
+	for todo := []journal.Ident{s.a.v.root}; len(todo) > 0 && !s.over(); {
+		for _, id := range todo {
+			if err := s.walk(id); err != nil {
+				return err
+			}
+		}
+		if todo = s.takeMoved(); len(todo) > 0 {
+			continue
+		}
+		s.await()
+		if s.movedByOthers() {
+			todo = s.takeMoved()
+		}
+	}
+	return nil
+}
+
+// went is told of a directory that is moved within the volume.
+func (s *sweep) went(id journal.Ident, others bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moved[id] = struct{}{}
+	s.others = s.others || others
+}
+
+func (s *sweep) movedByOthers() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.others
+}
+
+// takeMoved gives the directories that were moved since the last call.
+func (s *sweep) takeMoved() []journal.Ident {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	moved := slices.Collect(maps.Keys(s.moved))
+	clear(s.moved)
+	s.others = false
+	return moved
+}
+
+// walk looks at a directory, and every inode below it.
+func (s *sweep) walk(from journal.Ident) error {
 	v := s.a.v
-	root := Inode{}
-	if err := v.Stat(v.root, &root); err != nil {
+	at := v.siteOf(from)
+	if !at.inside { // any more
+		return nil
+	}
+	top := Inode{}
+	if err := v.Stat(from, &top); err != nil {
+		if isStale(err) {
+			return nil
+		}
 		return err
 	}
-	s.seen = 0
 	s.count()
-	changed, err := s.look(&root, swept{}, "")
-	todo := []swept{{v.root, changed}}
+	changed, err := s.look(&top, swept{}, at.path)
+	todo := []swept{{from, changed}}
 	for len(todo) > 0 && err == nil && !s.over() {
 		dir := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
