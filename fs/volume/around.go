@@ -85,11 +85,15 @@ type around struct {
 	mu     sync.Mutex
 	status Around
 	known  watched // what is in the file
-	doubts doubts
-	logged time.Time
-	born   map[journal.Ident]struct{}     // noted as new
-	sent   map[journal.Ident]journal.Time // when content was last noted as touched
-	untold foreignDifferences
+	// foreign is the last epoch that has records of what somebody else did: what is in it, or an earlier one, need
+	// not be the process's own work.
+	foreign   journal.Epoch
+	foreignAt time.Time // when the last such record was made
+	doubts    doubts
+	logged    time.Time
+	born      map[journal.Ident]struct{}     // noted as new
+	sent      map[journal.Ident]journal.Time // when content was last noted as touched
+	untold    foreignDifferences
 }
 
 // begin begins to watch, before anything can be changed through the volume. What was changed earlier is for the
@@ -148,6 +152,9 @@ func (a *around) resume(known watched) error {
 		}
 	}
 	w.until, w.epoch, w.met = a.began, a.v.journal.Epoch(), false
+	if known.epoch == 0 { // the epoch may be the same one
+		a.foreign, w.epoch = w.epoch, 0
+	}
 	return a.expect(w)
 }
 
@@ -286,11 +293,27 @@ func (a *around) catchUp() error {
 	}
 	a.looked = at.until
 	a.looks.Add(1)
+	if err := a.trust(at.epoch); err != nil {
+		return err
+	}
 	if !told && operations == a.operations && !a.stopping() { // nothing happens: the disk may sleep
 		return nil
 	}
 	a.operations = operations
 	return a.reached(at)
+}
+
+// trust begins an epoch once nobody else has changed anything for a while, so that the records of it say again what
+// the process itself did.
+func (a *around) trust(epoch journal.Epoch) error {
+	a.mu.Lock()
+	due := a.foreign >= epoch && time.Since(a.foreignAt) > idleTick
+	a.mu.Unlock()
+	if !due {
+		return nil
+	}
+	_, err := a.v.journal.Seal(false)
+	return err
 }
 
 // recordEvents records what was read. What could not be recorded stays for the next time.
@@ -305,7 +328,8 @@ func (a *around) recordEvents(now journal.Time) error {
 	return nil
 }
 
-// overflowed has a sweep look for what the kernel did not tell. Most of that will be what the volume itself did.
+// overflowed has a sweep look for what the kernel did not tell. Most of that will be what the volume itself did, which
+// is recorded again: its records would explain what somebody else did to the same inodes, too.
 func (a *around) overflowed() error {
 	a.v.log.Warn("too many changes at once around the mount, or beside the volume on its filesystem: a sweep looks for those that were missed")
 	a.v.open.renew()
@@ -316,7 +340,7 @@ func (a *around) overflowed() error {
 	a.mu.Lock()
 	known := a.known
 	a.mu.Unlock()
-	if err := a.expect(known.with(gap{since: a.looked, until: now, lived: now, epoch: known.epoch})); err != nil {
+	if err := a.expect(known.with(gap{since: a.looked, until: now})); err != nil {
 		return err
 	}
 	a.done.Go(a.current.Load().run)
@@ -325,7 +349,11 @@ func (a *around) overflowed() error {
 
 // reached notes that everything is known up to a moment, but for what a sweep has yet to find.
 func (a *around) reached(w watched) error {
-	return a.save(func(known *watched) { known.until, known.epoch = w.until, w.epoch })
+	return a.save(func(known *watched) {
+		if known.until, known.epoch = w.until, w.epoch; w.epoch <= a.foreign {
+			known.epoch = 0
+		}
+	})
 }
 
 // save changes what the file of watched says.

@@ -60,7 +60,7 @@ func (a *around) left(id journal.Ident) journal.Ident {
 		return id
 	}
 	_ = a.v.keep(id) // fails where nothing has it open any more
-	_ = a.v.inside(func() error {
+	_ = a.inside(func() error {
 		a.v.journal.NoteRemoved(id)
 		return nil
 	})
@@ -165,7 +165,7 @@ func (a *around) found(id journal.Ident, dir bool) error {
 
 // noteNew records that an inode is new to the volume.
 func (a *around) noteNew(id journal.Ident) error {
-	err := a.v.inside(func() error { return a.v.journal.NoteCreated(id) })
+	err := a.inside(func() error { return a.v.journal.NoteCreated(id) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	bounded(a.born)
@@ -214,7 +214,7 @@ func (a *around) touchName(dir journal.Ident, name string, was journal.Ident) er
 		return err
 	}
 	defer a.v.open.put(d)
-	err = a.v.inside(func() error {
+	err = a.inside(func() error {
 		if err := a.v.journal.TouchMeta(dir, d); err != nil {
 			return err
 		}
@@ -265,17 +265,17 @@ func (a *around) changed(id journal.Ident, what sys.Change, now journal.Time) er
 
 // touch records that an inode was changed, and perhaps all of its content.
 func (a *around) touch(id journal.Ident, content bool) error {
-	err := a.v.touchForeign(id, content)
+	err := a.recordInode(id, content)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.untold.inode(id, content)
 	return err
 }
 
-// touchForeign is touch without the mount. Content that has to be kept is copied piece by piece, so that no seal
-// waits for long.
-func (v *Volume) touchForeign(id journal.Ident, content bool) error {
-	want := reachPath
+// recordInode is touch without the mount. Content that has to be kept is copied piece by piece, so that no seal waits for
+// long.
+func (a *around) recordInode(id journal.Ident, content bool) error {
+	v, want := a.v, reachPath
 	if content {
 		want = reachRead
 	}
@@ -289,11 +289,11 @@ func (v *Volume) touchForeign(id journal.Ident, content bool) error {
 	defer v.open.put(o)
 	v.open.suspect(id)
 	if !content {
-		return v.inside(func() error { return v.journal.TouchMeta(id, o) })
+		return a.inside(func() error { return v.journal.TouchMeta(id, o) })
 	}
 	for x := (journal.Extent{End: maxCopy}); ; x = (journal.Extent{Off: x.End, End: x.End + maxCopy}) {
 		last := false
-		err := v.inside(func() error {
+		err := a.inside(func() error {
 			var n Inode
 			if err := v.statOpen(o, &n); err != nil {
 				return err
@@ -307,6 +307,29 @@ func (v *Volume) touchForeign(id journal.Ident, content bool) error {
 			return err
 		}
 	}
+}
+
+// inside records what somebody else has done, between the journal's Enter and Leave. From then on the records of this
+// epoch do not say any more that it was this process that changed something: the file of watched has that first.
+func (a *around) inside(record func() error) error {
+	return a.v.inside(func() error {
+		if err := a.distrust(a.v.journal.Epoch()); err != nil {
+			return err
+		}
+		return record()
+	})
+}
+
+// distrust notes that an epoch has, or will have, records of what somebody else did.
+func (a *around) distrust(epoch journal.Epoch) error {
+	a.mu.Lock()
+	known := a.foreign >= epoch
+	a.foreignAt = time.Now()
+	a.mu.Unlock()
+	if known {
+		return nil
+	}
+	return a.save(func(known *watched) { known.epoch, a.foreign = 0, epoch })
 }
 
 // doubts is what has to be compared since the journal does not have it.

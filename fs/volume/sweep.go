@@ -23,8 +23,8 @@ import (
 // It errs on the safe side: what may have been changed is recorded, at the cost of sending it once more. After the
 // death of the process its own last changes lie in a gap too. They have a record in the epoch of that moment or a
 // later one, and are left out where that explains the change time: it is not later than the process can have lived
-// on. Somebody else's change within that moment, of an inode that was just being changed through the mount, is not
-// told from it.
+// on, and nobody else's changes were recorded in those epochs. Somebody else's change within that moment, of an inode
+// that was changed through the mount in the same epoch, is not told from it.
 //
 // A change time does not say what was done. What follows from it:
 //
@@ -117,22 +117,30 @@ func (s *sweep) keep(met bool) error {
 // explained gives the inodes that an earlier process changed so shortly before a gap, or in it, that a sweep would
 // find them.
 func (v *Volume) explained(gaps []gap) (map[journal.Ident]struct{}, error) {
-	ours, first := map[journal.Ident]struct{}{}, journal.Epoch(0)
-	for _, g := range gaps {
-		if g.epoch != 0 && (first == 0 || g.epoch < first) {
-			first = g.epoch
-		}
-	}
-	if first == 0 {
+	ours := map[journal.Ident]struct{}{}
+	if !slices.ContainsFunc(gaps, func(g gap) bool { return g.epoch != 0 }) {
 		return ours, nil
 	}
 	upto, err := v.journal.Seal(false)
 	if err != nil {
 		return nil, err
 	}
-	changes, err := v.journal.Changes(max(first, v.journal.Forgotten()+1)-1, upto)
+	for _, g := range gaps {
+		if g.epoch == 0 {
+			continue
+		}
+		if err := v.explainedIn(g, upto, ours); err != nil {
+			return nil, err
+		}
+	}
+	return ours, nil
+}
+
+// explainedIn is explained for one gap: only records that began with its process count.
+func (v *Volume) explainedIn(g gap, upto journal.Epoch, ours map[journal.Ident]struct{}) error {
+	changes, err := v.journal.Changes(max(g.epoch, v.journal.Forgotten()+1)-1, upto)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	explains := func(id journal.Ident) {
 		fd, err := v.backing.OpenIdent(id, unix.O_PATH)
@@ -144,12 +152,11 @@ func (v *Volume) explained(gaps []gap) (map[journal.Ident]struct{}, error) {
 		if sys.Stat(fd, "", &st) != nil {
 			return
 		}
-		at := sys.Stamp(st.Ctime)
-		if slices.ContainsFunc(gaps, func(g gap) bool { return g.epoch != 0 && g.within(at) && !earlier(g.lived, at) }) {
+		if at := sys.Stamp(st.Ctime); g.within(at) && !earlier(g.lived, at) {
 			ours[id] = struct{}{}
 		}
 	}
-	return ours, errors.Join(changes.Inodes(func(c journal.InodeChange) error {
+	return errors.Join(changes.Inodes(func(c journal.InodeChange) error {
 		explains(c.Ident)
 		return nil
 	}), changes.Names(func(c journal.NameChange) error { // a file that is renamed has no other record

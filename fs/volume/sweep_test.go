@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -71,4 +72,55 @@ func (v *Volume) identAt(t *testing.T, path string) journal.Ident {
 	id, err := v.backing.IdentAt(v.backing.FD(), path)
 	must(t, err)
 	return id
+}
+
+func TestARecordOfWhatSomebodyElseDidExplainsNothingAfterADeath(t *testing.T) {
+	v := below(t, "mkdir d; touch d/a d/b")
+	v.noticed(t)
+	defer v.Close()
+	v.mustFile(t, v.root, "own", "content")
+	v.shell(t, "rm d/a")
+	v.noticed(t)
+	v.around.stop() // as if it were killed
+	ours, err := v.explained([]gap{v.afterDeath(t, "rm d/b")})
+	must(t, err)
+	if len(ours) > 0 {
+		t.Errorf("explained: %v", ours)
+	}
+}
+
+func TestARecordExplainsAgainOnceNobodyElseChangesAnything(t *testing.T) {
+	v := below(t, "mkdir d; touch d/a d/b")
+	v.noticed(t)
+	defer v.Close()
+	v.shell(t, "rm d/a")
+	v.noticed(t)
+	if w := v.readWatched(t); w.epoch != 0 {
+		t.Errorf("a moment later: %+v", w)
+	}
+	eventually(t, "an epoch without such a record", func() bool {
+		v.mustDir(t, v.root, fmt.Sprint(time.Now().UnixNano()))
+		return v.readWatched(t).epoch > 0
+	})
+	v.around.stop()
+	own := v.mustDir(t, v.root, "own")
+	ours, err := v.explained([]gap{v.afterDeath(t, "rm d/b")})
+	must(t, err)
+	if _, ok := ours[own]; !ok {
+		t.Error("its own directory is taken for foreign")
+	}
+	if _, ok := ours[shownNow(t, v, "d")]; ok {
+		t.Error("the directory of somebody else's is taken for its own")
+	}
+}
+
+// afterDeath runs a shell command, and gives the gap that there is if the process is dead since the last look.
+func (v *Volume) afterDeath(t *testing.T, command string) gap {
+	t.Helper()
+	known := v.around.known
+	v.shell(t, command)
+	passed(time.Now())
+	until, err := sys.Clock()
+	must(t, err)
+	return gap{since: known.until, until: until, lived: later(known.until, aftermath), epoch: known.epoch}
 }

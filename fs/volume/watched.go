@@ -21,8 +21,10 @@ import (
 // written as a whole, by one call, so it survives the process; after a power cut it may be an older one, or none.
 type watched struct {
 	until journal.Time
-	epoch journal.Epoch // the current one then: what was changed since is in it or in a later one
-	gaps  []gap         // ascending; what a sweep has yet to find
+	// epoch was the current one then: what the process changed since is in it or in a later one. 0: they have records
+	// of what somebody else did, too, so having one says nothing.
+	epoch journal.Epoch
+	gaps  []gap // ascending; what a sweep has yet to find
 	// met says that something with a change time in a gap was used through the volume, and the sweep had not recorded
 	// it: its change time may be a later one by now.
 	met bool
@@ -31,8 +33,8 @@ type watched struct {
 // gap is a time, without its end, of which changes are not known yet.
 type gap struct {
 	since, until journal.Time
-	// lived is up to when a process can have made changes that are in the journal in epoch or a later one; epoch 0:
-	// none has.
+	// lived is up to when a process can have made changes, and nobody else, that are in the journal in epoch or a later
+	// one; epoch 0: there are none that can be told from others.
 	lived journal.Time
 	epoch journal.Epoch
 }
