@@ -450,7 +450,7 @@ func (a *around) event(e *sys.Event, now journal.Time) error {
 // nameless records what is told of a file without a directory: its number of links has changed, of which the
 // directory's event tells more, or it was reached by its handle.
 func (a *around) nameless(e *sys.Event, now journal.Time) error {
-	a.v.open.forgetGone(e.Inode)
+	a.letGo(e.Inode)
 	if !a.v.mounted().Refers(e.Inode) || a.v.ReadOnly() {
 		return nil
 	}

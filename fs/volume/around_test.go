@@ -237,6 +237,34 @@ func TestTheMountIsToldOfWhatWasChangedAroundIt(t *testing.T) {
 	}
 }
 
+// referringKernel is a mount that programs have everything open through.
+type referringKernel struct{ noKernel }
+
+func (referringKernel) Refers(journal.Ident) bool { return true }
+
+func TestWhatAProgramHasOpenIsNotLostToItWhenItIsRemovedAroundTheMount(t *testing.T) {
+	for _, command := range []string{"rm f", "echo x >tmp; mv tmp f"} {
+		t.Run(command, func(t *testing.T) {
+			v := below(t, "")
+			f := v.mustFile(t, v.root, "f", "content")
+			v.SetKernel(referringKernel{})
+			o, err := v.open.get(f, reachRead)
+			must(t, err)
+			v.open.put(o)
+			v.shell(t, command)
+			v.noticed(t)
+			var b [7]byte
+			if n, err := v.Read(f, b[:], 0); err != nil || string(b[:n]) != "content" {
+				t.Errorf("read %q, %v", b[:n], err)
+			}
+			v.Forget(f)
+			if _, err := v.open.get(f, reachRead); !isStale(err) {
+				t.Errorf("nobody has it open any more: %v", err)
+			}
+		})
+	}
+}
+
 func TestAViewIsNotFailedByWhatWasChangedAroundTheMount(t *testing.T) {
 	v := below(t, "")
 	v.mustFile(t, v.root, "stays", "old content")

@@ -59,13 +59,21 @@ func (a *around) left(id journal.Ident) journal.Ident {
 	if err := a.v.Stat(id, &n); err == nil && n.Stat.Nlink > 0 {
 		return id
 	}
-	_ = a.v.keep(id) // fails where nothing has it open any more
+	a.letGo(id)
 	_ = a.inside(func() error {
 		a.v.journal.NoteRemoved(id)
 		return nil
 	})
-	a.v.open.forget(id)
 	return journal.Unknown
+}
+
+// letGo closes an inode that has lost its last name by somebody else's doing, unless a program has it open through the
+// mount: then nothing else keeps its content.
+func (a *around) letGo(id journal.Ident) {
+	if a.v.open.gone(id) {
+		_ = a.v.keep(id) // fails where it is closed by now
+		a.v.open.forget(id)
+	}
 }
 
 // moved records a rename, within the volume, into it or out of it.
@@ -247,7 +255,7 @@ func (a *around) changed(id journal.Ident, what sys.Change, now journal.Time) er
 	var n Inode
 	err := a.v.Stat(id, &n)
 	if isStale(err) || err == nil && n.Stat.Nlink == 0 {
-		a.v.open.forgetGone(id)
+		a.letGo(id)
 		return nil
 	}
 	if err != nil {

@@ -317,24 +317,22 @@ func (c *openCache) suspect(id journal.Ident) {
 	}
 }
 
-// forgetGone is forget for an inode that may have lost its last name by somebody else's doing.
-func (c *openCache) forgetGone(id journal.Ident) {
+// gone reports whether an inode that is in the cache has lost its last name.
+func (c *openCache) gone(id journal.Ident) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := c.inodes[id]
 	if o == nil {
-		return
+		return false
 	}
 	var st unix.Statx_t
-	if err := sys.Stat(o.fd, "", &st); err == nil && st.Nlink == 0 {
-		c.drop(o)
-	}
+	return sys.Stat(o.fd, "", &st) == nil && st.Nlink == 0
 }
 
 // renew takes every inode with a name out of the cache, so that each is looked at when it is used next.
 func (c *openCache) renew() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	for _, o := range c.inodes {
 		c.drop(o)
 	}
