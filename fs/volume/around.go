@@ -50,6 +50,8 @@ const (
 	idleTick = time.Second
 	// watchGather is how long events are let come together before they are read.
 	watchGather = 20 * time.Millisecond
+	// gapAhead is how long after an overflow its gap ends: what was in use meanwhile has a change time in it.
+	gapAhead = time.Second
 	// logFirst is how many changes are logged one by one; then each logEvery has one line.
 	logFirst = 5
 	logEvery = time.Minute
@@ -153,7 +155,7 @@ func (a *around) resume(known watched) error {
 	}
 	w.until, w.epoch, w.met = a.began, a.v.journal.Epoch(), false
 	if known.epoch == 0 { // the epoch may be the same one
-		a.foreign, w.epoch = w.epoch, 0
+		a.foreign = w.epoch
 	}
 	return a.expect(w)
 }
@@ -332,28 +334,33 @@ func (a *around) recordEvents(now journal.Time) error {
 // is recorded again: its records would explain what somebody else did to the same inodes, too.
 func (a *around) overflowed() error {
 	a.v.log.Warn("too many changes at once around the mount, or beside the volume on its filesystem: a sweep looks for those that were missed")
-	a.v.open.renew()
 	now, err := sys.Clock()
-	if err != nil {
-		return err
+	for err == nil {
+		until := later(now, gapAhead)
+		failed := a.expectMissed(until)
+		if now, err = sys.Clock(); failed != nil || err != nil || earlier(now, until) {
+			a.done.Go(a.current.Load().run) // even if the file does not say that it is due
+			return errors.Join(failed, err)
+		}
 	}
+	return err
+}
+
+// expectMissed makes the sweep for what was missed since the last look, and has each inode looked at before it is used
+// the next time. Those in use get their new change times before it returns.
+func (a *around) expectMissed(until journal.Time) error {
 	a.mu.Lock()
 	known := a.known
 	a.mu.Unlock()
-	if err := a.expect(known.with(gap{since: a.looked, until: now})); err != nil {
-		return err
-	}
-	a.done.Go(a.current.Load().run)
-	return nil
+	err := a.expect(known.with(gap{since: a.looked, until: until}))
+	a.v.open.renew()
+	a.v.journal.Barrier()
+	return err
 }
 
 // reached notes that everything is known up to a moment, but for what a sweep has yet to find.
 func (a *around) reached(w watched) error {
-	return a.save(func(known *watched) {
-		if known.until, known.epoch = w.until, w.epoch; w.epoch <= a.foreign {
-			known.epoch = 0
-		}
-	})
+	return a.save(func(known *watched) { known.until, known.epoch = w.until, w.epoch })
 }
 
 // save changes what the file of watched says.
@@ -361,6 +368,9 @@ func (a *around) save(how func(*watched)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	how(&a.known)
+	if a.known.epoch <= a.foreign {
+		a.known.epoch = 0
+	}
 	_, err := sys.WriteAt(a.record, a.known.encode(), 0)
 	return err
 }

@@ -249,15 +249,25 @@ func (c *openCache) hold(id journal.Ident) error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	if current := c.inodes[id]; current != nil {
-		delete(c.inodes, id)
-		c.orphan[id] = current
-		current.nameless.Store(true)
-	}
-	c.mu.Unlock()
+	c.holdOpen(o)
 	c.put(o)
 	return nil
+}
+
+// holdOpen is hold for an inode that its caller uses; it may have been taken out of the cache since.
+func (c *openCache) holdOpen(o *openInode) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.orphan[o.id] != nil {
+		return
+	}
+	if current := c.inodes[o.id]; current != nil {
+		delete(c.inodes, o.id)
+		o = current
+	}
+	o.gone = false
+	c.orphan[o.id] = o
+	o.nameless.Store(true)
 }
 
 // orphaned reports whether the inode is kept open only by hold.

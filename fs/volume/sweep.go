@@ -79,7 +79,10 @@ func (a *around) expect(w watched) error {
 	a.mu.Lock()
 	a.status.Sweeping, a.status.Seen = true, 0
 	a.mu.Unlock()
-	return a.save(func(known *watched) { *known = w })
+	return a.save(func(known *watched) {
+		*known = w
+		known.met = s.kept
+	})
 }
 
 // over reports whether the sweep is to end before its time.
@@ -107,11 +110,14 @@ func (s *sweep) explain() error {
 
 // keep has the file of watched say whether something was met. mu is held.
 func (s *sweep) keep(met bool) error {
-	if s.kept == met {
+	if s.kept == met || s.a.current.Load() != s { // another one has taken over what it says
 		return nil
 	}
+	if err := s.a.save(func(known *watched) { known.met = met }); err != nil {
+		return err
+	}
 	s.kept = met
-	return s.a.save(func(known *watched) { known.met = met })
+	return nil
 }
 
 // explained gives the inodes that an earlier process changed so shortly before a gap, or in it, that a sweep would
@@ -196,11 +202,9 @@ func (a *around) meet(id journal.Ident, st *unix.Statx_t) {
 func (s *sweep) meet(id journal.Ident) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.met[id]; ok {
-		return nil
-	}
-	s.met[id] = false
-	if _, ours := s.ours[id]; ours {
+	recorded := s.met[id]
+	s.met[id] = recorded // the walk may have met it, and not have recorded it yet
+	if _, ours := s.ours[id]; ours || recorded {
 		return nil
 	}
 	return s.keep(true)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
 )
@@ -123,4 +125,76 @@ func (v *Volume) afterDeath(t *testing.T, command string) gap {
 	until, err := sys.Clock()
 	must(t, err)
 	return gap{since: known.until, until: until, lived: later(known.until, aftermath), epoch: known.epoch}
+}
+
+func TestWhatIsInUseDuringAnOverflowIsSweptToo(t *testing.T) {
+	v := below(t, "echo content >f")
+	v.noticed(t)
+	seal, err := v.journal.Seal(false)
+	must(t, err)
+	defer v.Close()
+	f := shownNow(t, v, "f")
+	v.around.stop()
+	v.shell(t, "echo more >>f")
+	passed(time.Now())
+	v.around.record, v.around.quit = v.watchedFile(t), make(chan struct{})
+	v.journal.Enter()
+	o, err := v.open.get(f, reachData)
+	must(t, err)
+	done := make(chan error, 1)
+	go func() { done <- v.around.overflowed() }()
+	eventually(t, "a sweep is expected", v.around.sweeping)
+	passed(time.Now())
+	must(t, sys.Chmod(o.fd, 0o600))
+	v.open.put(o)
+	v.journal.Leave()
+	must(t, <-done)
+	eventually(t, "the sweep is over", func() bool { return !v.around.sweeping() })
+	if got := v.changesSince(t, seal); !slices.Contains(got, "data /f") {
+		t.Errorf("recorded %q", got)
+	}
+}
+
+func TestTheFileSaysThatSomethingWasMetBeforeItIsChanged(t *testing.T) {
+	v := below(t, "echo content >f")
+	defer v.Close()
+	s := v.unwatched(t, "echo more >>f")
+	n := Inode{ID: v.identAt(t, "f")}
+	fd, err := v.backing.OpenIdent(n.ID, unix.O_PATH)
+	must(t, err)
+	defer sys.Close(fd)
+	must(t, sys.Stat(fd, "", &n.Stat))
+	s.suspect(n.ID, &n.Stat) // the walk has seen it, and is about to record it
+	o, err := v.open.get(n.ID, reachData)
+	must(t, err)
+	v.open.put(o)
+	if !v.readWatched(t).met {
+		t.Error("the file does not say it")
+	}
+	known := v.around.known
+	known.met = false
+	must(t, v.around.expect(known))
+	must(t, s.keep(false))
+	if !v.readWatched(t).met {
+		t.Error("the file does not say it any more, and the next sweep has met it")
+	}
+}
+
+func TestAnInodeThatLeavesTheCacheMeanwhileIsHeldAllTheSame(t *testing.T) {
+	v := below(t, "")
+	f := v.mustFile(t, v.root, "f", "content")
+	o, err := v.open.get(f, reachRead)
+	must(t, err)
+	v.open.renew()
+	must(t, v.Unlink(v.root, "f"))
+	v.open.holdOpen(o)
+	v.open.put(o)
+	var b [7]byte
+	if n, err := v.Read(f, b[:], 0); err != nil || string(b[:n]) != "content" {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	v.Forget(f)
+	if _, err := v.open.get(f, reachRead); !isStale(err) {
+		t.Errorf("it is held for ever: %v", err)
+	}
 }
