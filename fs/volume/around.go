@@ -91,11 +91,13 @@ type around struct {
 	// not be the process's own work.
 	foreign   journal.Epoch
 	foreignAt time.Time // when the last such record was made
-	doubts    doubts
 	logged    time.Time
 	born      map[journal.Ident]struct{}     // noted as new
 	sent      map[journal.Ident]journal.Time // when content was last noted as touched
 	untold    foreignDifferences
+
+	doubting sync.Mutex // held while the journal is told of doubts; mu must not be, which operations wait for
+	doubts   doubts
 }
 
 // begin begins to watch, before anything can be changed through the volume. What was changed earlier is for the
@@ -321,7 +323,12 @@ func (a *around) trust(epoch journal.Epoch) error {
 // recordEvents records what was read. What could not be recorded stays for the next time.
 func (a *around) recordEvents(now journal.Time) error {
 	for i := range a.events {
-		if err := a.event(&a.events[i], now); err != nil {
+		e := &a.events[i]
+		err := a.event(e, now)
+		if unreadable(err) {
+			err = a.pass("inode "+e.Inode.String(), a.looked, err)
+		}
+		if err != nil {
 			a.events = append(a.events[:0], a.events[i:]...)
 			return err
 		}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -116,6 +117,10 @@ func below(t *testing.T, before string) *Volume {
 func reopened(t *testing.T, root string) *Volume {
 	t.Helper()
 	v, err := Open(root, Options{Name: "test", Create: true})
+	for errors.Is(err, ErrBusy) { // a shell of another test has the lock until it is one
+		time.Sleep(time.Millisecond)
+		v, err = Open(root, Options{Name: "test", Create: true})
+	}
 	must(t, err)
 	t.Cleanup(func() {
 		if v.around.record >= 0 { // it is open, and watched

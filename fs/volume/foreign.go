@@ -299,6 +299,9 @@ func (a *around) recordInode(id journal.Ident, content bool) error {
 	if !content {
 		return a.inside(func() error { return v.journal.TouchMeta(id, o) })
 	}
+	if err := v.journal.Announce(id); err != nil {
+		return err
+	}
 	for x := (journal.Extent{End: maxCopy}); ; x = (journal.Extent{Off: x.End, End: x.End + maxCopy}) {
 		last := false
 		err := a.inside(func() error {
@@ -367,7 +370,7 @@ func decodeDoubts(b []byte) (d doubts) {
 // doubt notes that names were changed, and not how; and content from a moment on, unless that is zero. It comes
 // before a record, so that there is something to send.
 func (a *around) doubt(since time.Time) error {
-	return a.doubting(func(d *doubts) {
+	return a.changeDoubts(func(d *doubts) {
 		d.count++
 		if d.since.IsZero() || !since.IsZero() && since.Before(d.since) {
 			d.since = since
@@ -375,12 +378,28 @@ func (a *around) doubt(since time.Time) error {
 	})
 }
 
-func (a *around) doubting(how func(*doubts)) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (a *around) changeDoubts(how func(*doubts)) error {
+	a.doubting.Lock()
+	defer a.doubting.Unlock()
 	how(&a.doubts)
+	a.mu.Lock()
 	a.status.InDoubt = a.doubts.count
+	a.mu.Unlock()
 	return a.v.journal.SetState(doubtKey, a.doubts.encode())
+}
+
+// unreadable reports whether an error is of one inode: the disk does not give it, or it is encrypted and there is no key.
+func unreadable(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.ENOKEY)
+}
+
+// pass goes on without recording what cannot be read. The comparison that it brings about will find it, or fail at it.
+func (a *around) pass(what string, since journal.Time, err error) error {
+	if a.v.journal.Failed() != nil {
+		return err
+	}
+	a.v.log.Error("what was changed around the mount cannot be read: all is compared instead", "file", what, "error", err)
+	return a.doubt(clockTime(since))
 }
 
 // NamesInDoubt is not zero when names were changed around the mount and the journal does not say which: what the
@@ -389,14 +408,14 @@ func (a *around) doubting(how func(*doubts)) error {
 // with the number from before it: what came into doubt since then stays.
 func (v *Volume) NamesInDoubt() (uint64, time.Time) {
 	a := &v.around
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.doubting.Lock()
+	defer a.doubting.Unlock()
 	return a.doubts.count, a.doubts.since
 }
 
 // NamesSettled is for NamesInDoubt.
 func (v *Volume) NamesSettled(n uint64) error {
-	return v.around.doubting(func(d *doubts) {
+	return v.around.changeDoubts(func(d *doubts) {
 		if d.count -= min(n, d.count); d.count == 0 {
 			d.since = time.Time{}
 		}

@@ -425,6 +425,9 @@ func (s *sweep) walk(from journal.Ident) error {
 				return err
 			}
 			changed, err := s.look(&n, dir, name)
+			if unreadable(err) {
+				err = s.pass(n.ID, err)
+			}
 			if n.IsDir() {
 				todo = append(todo, swept{n.ID, changed})
 			}
@@ -433,8 +436,16 @@ func (s *sweep) walk(from journal.Ident) error {
 		if isStale(err) {
 			err = nil
 		}
+		if unreadable(err) {
+			err = s.pass(dir.id, err)
+		}
 	}
 	return err
+}
+
+// pass goes on without what cannot be read.
+func (s *sweep) pass(id journal.Ident, err error) error {
+	return s.a.pass("inode "+id.String(), s.gaps[0].since, err)
 }
 
 // count counts an inode, and rests now and then.
@@ -516,6 +527,9 @@ func (s *sweep) rest() error {
 			if !s.a.v.ReadOnly() {
 				err = s.record(&n, swept{})
 			}
+		}
+		if unreadable(err) {
+			err = s.pass(id, err)
 		}
 		if err != nil {
 			return err

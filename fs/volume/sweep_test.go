@@ -10,6 +10,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/failpoint"
 )
 
 func TestWhatIsChangedOnceMoreBeforeTheSweepComesByIsFoundAllTheSame(t *testing.T) {
@@ -196,5 +197,53 @@ func TestAnInodeThatLeavesTheCacheMeanwhileIsHeldAllTheSame(t *testing.T) {
 	v.Forget(f)
 	if _, err := v.open.get(f, reachRead); !isStale(err) {
 		t.Errorf("it is held for ever: %v", err)
+	}
+}
+
+func TestWhatCannotBeReadIsInDoubtAndKeepsNothingElseBack(t *testing.T) {
+	v := below(t, "mkdir d; echo content >d/f; echo content >g; echo content >h")
+	defer v.Close()
+	s := v.unwatched(t, "echo more >>d/f")
+	calls := 0
+	disarm := failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "getdents" {
+			if calls++; calls == 3 { // of d, after two of the root
+				return 0, unix.EIO
+			}
+		}
+		return size, nil
+	})
+	t.Cleanup(disarm)
+	s.run()
+	disarm()
+	n, since := v.NamesInDoubt()
+	if n == 0 || since.IsZero() || v.around.sweeping() {
+		t.Errorf("%d in doubt, content from %v on: %+v", n, since, v.Around())
+	}
+	must(t, v.NamesSettled(n))
+
+	seal, err := v.journal.Seal(false)
+	must(t, err)
+	unreadable, next := v.identAt(t, "g"), v.identAt(t, "h")
+	failed := false
+	disarm = failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "statx" && !failed {
+			failed = true
+			return 0, unix.EIO
+		}
+		return size, nil
+	})
+	t.Cleanup(disarm)
+	v.around.places = map[journal.Ident]site{v.root: {"/", true}}
+	v.around.events = []sys.Event{
+		{What: sys.Attributes, Dir: v.root, Name: "g", Inode: unreadable},
+		{What: sys.Attributes, Dir: v.root, Name: "h", Inode: next},
+	}
+	must(t, v.around.recordEvents(journal.Time{}))
+	if n, since := v.NamesInDoubt(); n != 1 || since.IsZero() {
+		t.Errorf("%d in doubt, content from %v on", n, since)
+	}
+	if got := v.changesSince(t, seal); !slices.Contains(got, "meta /h") {
+		t.Errorf("recorded %q", got)
 	}
 }
