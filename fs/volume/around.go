@@ -139,7 +139,12 @@ func (a *around) begin(v *Volume, stateFD int) error {
 
 // resume has a sweep look for what was changed since somebody watched last.
 func (a *around) resume(known watched) error {
-	g := gap{since: known.until, until: a.began}
+	until, err := sys.FineClock()
+	if err != nil {
+		return err
+	}
+	passed(clockTime(until)) // what the volume itself changes from now on is not in the gap
+	g := gap{since: known.until, until: until}
 	if a.v.journal.Died() {
 		g.lived, g.epoch = later(known.until, aftermath), known.epoch
 	}
