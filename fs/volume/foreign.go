@@ -280,8 +280,8 @@ func (a *around) touch(id journal.Ident, content bool) error {
 	return err
 }
 
-// recordInode is touch without the mount. Content that has to be kept is copied piece by piece, so that no seal waits for
-// long.
+// recordInode is touch without the mount. Content that has to be kept is copied piece by piece, so that no seal waits
+// for long.
 func (a *around) recordInode(id journal.Ident, content bool) error {
 	v, want := a.v, reachPath
 	if content {
@@ -388,7 +388,8 @@ func (a *around) changeDoubts(how func(*doubts)) error {
 	return a.v.journal.SetState(doubtKey, a.doubts.encode())
 }
 
-// unreadable reports whether an error is of one inode: the disk does not give it, or it is encrypted and there is no key.
+// unreadable reports whether an error is of one inode: the disk does not give it, or it is encrypted and there is no
+// key.
 func unreadable(err error) bool {
 	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.ENOKEY)
 }
