@@ -130,6 +130,7 @@ func (a *around) begin(v *Volume, stateFD int) error {
 		return a.resume(known)
 	}
 	if v.journal.Dirty() || v.journal.Epoch() > 1 { // it was protected before, and nobody knows until when it was watched
+		a.foreign = v.journal.Epoch()
 		if err := a.doubt(time.Unix(0, 0)); err != nil {
 			return err
 		}
@@ -380,7 +381,7 @@ func (a *around) save(how func(*watched)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	how(&a.known)
-	if a.known.epoch <= a.foreign {
+	if a.known.epoch <= a.foreign { // it has, or may have, foreign records
 		a.known.epoch = 0
 	}
 	_, err := sys.WriteAt(a.record, a.known.encode(), 0)

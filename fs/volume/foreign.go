@@ -334,13 +334,19 @@ func (a *around) inside(record func() error) error {
 // distrust notes that an epoch has, or will have, records of what somebody else did.
 func (a *around) distrust(epoch journal.Epoch) error {
 	a.mu.Lock()
-	known := a.foreign >= epoch
+	before := a.foreign
 	a.foreignAt = time.Now()
 	a.mu.Unlock()
-	if known {
+	if before >= epoch {
 		return nil
 	}
-	return a.save(func(known *watched) { known.epoch, a.foreign = 0, epoch })
+	err := a.save(func(*watched) { a.foreign = epoch })
+	if err != nil { // the next record tries again
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.foreign = before
+	}
+	return err
 }
 
 // doubts is what has to be compared since the journal does not have it.
