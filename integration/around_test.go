@@ -70,7 +70,11 @@ func eventuallySame(t *testing.T, kind string, source, target *volume) {
 	lab.Eventually(t, time.Minute, "the copy equals its source, and the mounts too", func() error {
 		at := scan(t, source.Backing)
 		for _, dir := range []string{source.Mount, target.Backing, target.Mount} {
-			if diffs := tree.Compare(at, scan(t, dir), o); len(diffs) > 0 {
+			shown, err := tree.Scan(dir)
+			if err != nil { // it may be changed meanwhile
+				return err
+			}
+			if diffs := tree.Compare(at, shown, o); len(diffs) > 0 {
 				return fmt.Errorf("%s: %s", dir, strings.Join(diffs[:min(len(diffs), 5)], "\n"))
 			}
 		}
