@@ -2,10 +2,12 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -118,6 +120,35 @@ func TestWhatWasRecordedSurvivesTheProcess(t *testing.T) {
 	end := seal(t, again, false)
 	if got := inodesOf(t, again, n, end)[ino(20)]; len(got.Extents) != 1 {
 		t.Errorf("extents: %v", got)
+	}
+}
+
+// Badger makes a file and gives it a size in two calls.
+func TestAFileOfTheStoreThatWasJustMadeWhenTheProcessDiedIsNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, Options{})
+	for i := range 3 {
+		touchData(t, j, ino(10+i), Extent{0, 4096}, nil)
+		fill(t, j)
+		settle(j)
+	}
+	for _, kind := range []string{"mem", "vlog"} {
+		dead := copyOf(t, dir)
+		names, err := filepath.Glob(filepath.Join(dead, "store", "*."+kind))
+		must(t, err)
+		if len(names) == 0 {
+			t.Fatalf("the store has no file of kind %s", kind)
+		}
+		newest := filepath.Base(names[len(names)-1])
+		number, err := strconv.Atoi(strings.TrimSuffix(newest, "."+kind))
+		must(t, err)
+		next := fmt.Sprintf("%0*d.%s", len(newest)-len(kind)-1, number+1, kind)
+		must(t, os.WriteFile(filepath.Join(dead, "store", next), nil, 0o600))
+		again := open(t, dead, Options{})
+		n := seal(t, again, false)
+		if got := inodesOf(t, again, 0, n); len(got[ino(12)].Extents) != 1 {
+			t.Errorf("%s: recorded is %v", next, got[ino(12)])
+		}
 	}
 }
 

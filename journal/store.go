@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -86,11 +87,31 @@ func openStore(dir string, log *slog.Logger, room func(bytes uint64) error) (*st
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithSyncWrites(false)
+	for _, kind := range []string{".mem", ".vlog"} {
+		if err := removeUnbegun(dir, kind); err != nil {
+			return nil, fmt.Errorf("%s: %w", dir, err)
+		}
+	}
 	db, err := badger.Open(o)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
 	return &store{db: db, dir: dir, room: room}, nil
+}
+
+// removeUnbegun removes the newest file of a kind if it is empty: the process died after it had made the file and
+// before it gave it a size. Badger takes one that it finds for one that it has just made, and fails.
+func removeUnbegun(dir, kind string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "*"+kind)) // sorted, and numbered in equally many digits
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	newest := names[len(names)-1]
+	info, err := os.Stat(newest)
+	if err != nil || info.Size() > 0 {
+		return err
+	}
+	return os.Remove(newest)
 }
 
 func (s *store) close() error { return s.db.Close() }
