@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,7 @@ type power struct {
 	*crash
 	from, to *lab.Machine
 	promises map[int]*promise // of what was synced, by the number of the history's inode
+	going    atomic.Bool      // the power goes, or has gone
 	counts   struct{ source, target, again, kept, doubtful, sent int64 }
 }
 
@@ -130,11 +132,13 @@ func (p *power) play() {
 func (p *power) loseUnderLoad(source, target bool) {
 	p.t.Helper()
 	clear(p.promises)
+	p.going.Store(false)
 	w := newWeather(p.machines(source, target), p.r)
 	gone := make(chan error, 1)
 	moment := time.Duration(50+p.r.IntN(longestPower)) * time.Millisecond
 	go func() {
 		time.Sleep(moment)
+		p.going.Store(true)
 		gone <- p.cut(source, target)
 	}()
 	err := error(nil)
