@@ -137,19 +137,15 @@ func (j *Journal) absorb(g *generation) error {
 		return err
 	}
 	crashpoint.Here("journal/absorb-announced")
-	err := j.store.batch(func(b *badger.WriteBatch) error {
-		for n, x := range indexes {
-			if n <= useless {
-				continue
-			}
-			if err := absorbEpoch(b, n, x, n > images); err != nil {
-				return err
-			}
+	for n, x := range indexes {
+		if n <= useless {
+			continue
 		}
-		return nil
-	})
-	if err != nil {
-		return err
+		err := j.store.batch(func(b *badger.WriteBatch) error { return absorbEpoch(b, n, x, n > images) })
+		if err != nil {
+			return err
+		}
+		crashpoint.Here("journal/absorb-epoch")
 	}
 	crashpoint.Here("journal/absorb-written")
 	if err := j.store.sync(); err != nil {
@@ -158,7 +154,7 @@ func (j *Journal) absorb(g *generation) error {
 	j.mu.Lock()
 	j.state.absorbed = g.log.generation
 	j.mu.Unlock()
-	err = j.saveState()
+	err := j.saveState()
 	crashpoint.Here("journal/absorb-noted")
 	return errors.Join(err, j.store.sync())
 }
