@@ -32,6 +32,7 @@ func newApp(env *Env) *urfave.App {
 		Action:               noCommand,
 		Commands: []*urfave.Command{
 			serveCommand(env),
+			guardCommand(env),
 			group("volume", "protect directories", volumeCommands(env)),
 			group("snapshot", "keep, compare and bring back what volumes were", snapshotCommands(env)),
 			group("relationship", "replicate volumes to other nodes", relationshipCommands(env)),

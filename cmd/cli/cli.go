@@ -34,6 +34,8 @@ type Env struct {
 
 	// Serve runs a node until the context ends.
 	Serve func(context.Context, daemon.Options) error
+	// Guard is the process that a node starts to guard its mounts.
+	Guard func() error
 }
 
 // Run does what the arguments say and gives the exit code.

@@ -42,6 +42,14 @@ func serveCommand(env *Env) *urfave.Command {
 	}
 }
 
+// guardCommand is for the node alone, which starts it.
+func guardCommand(env *Env) *urfave.Command {
+	return &urfave.Command{
+		Name: daemon.GuardCommand, Hidden: true, HideHelpCommand: true,
+		Action: func(*urfave.Context) error { return env.Guard() },
+	}
+}
+
 func serveOptions(u *urfave.Context, env *Env) (daemon.Options, error) {
 	o := daemon.Options{
 		Name: u.String("name"), Listen: u.String("listen"), Version: env.Version,

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,7 +31,7 @@ func Run(ctx context.Context, o Options) error {
 	signal.Ignore(unix.SIGPIPE)
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + waitingReaders)
 	return run(ctx, o, parts{
-		backend:    system{o.Logger},
+		backend:    &system{log: o.Logger},
 		newManager: func(c replicator.Config) (Manager, error) { return replicator.NewManager(c) },
 		now:        time.Now,
 		tidyEvery:  time.Minute,
@@ -41,10 +43,38 @@ func Run(ctx context.Context, o Options) error {
 // the thread that a request wakes has to wait for the next poll.
 const waitingReaders = 6
 
-// system is the Backend of real directories and mounts.
-type system struct{ log *slog.Logger }
+// GuardCommand is the command that runs Guard.
+const GuardCommand = "guard"
 
-func (s system) Open(name, path, id string, create bool) (Volume, error) {
+// Guard is a process that a node starts of its own program, and that outlives it by a moment: see mount.Guard.
+func Guard() error { return mount.Watch(os.Stdin, os.Stdout) }
+
+// system is the Backend of real directories and mounts.
+type system struct {
+	log   *slog.Logger
+	guard *mount.Guard
+}
+
+func (s *system) Guard(hold *os.File) (end func() error, err error) {
+	command := exec.Command("/proc/self/exe", GuardCommand) // the same program also when its file was replaced
+	command.Args[0], command.Stderr = os.Args[0], os.Stderr
+	if s.guard, err = mount.StartGuard(command, hold); err != nil {
+		return nil, err
+	}
+	var over atomic.Bool
+	go func() {
+		<-s.guard.Ended()
+		if !over.Load() {
+			s.log.Error("the guard of the mounts has ended: a daemon that is killed may not end before its mounts are forced (`umount -f`)")
+		}
+	}()
+	return func() error {
+		over.Store(true)
+		return s.guard.Close()
+	}, nil
+}
+
+func (s *system) Open(name, path, id string, create bool) (Volume, error) {
 	if err := unprotected(path, create); err != nil {
 		return nil, err
 	}
@@ -58,7 +88,7 @@ func (s system) Open(name, path, id string, create bool) (Volume, error) {
 	return nil, openError(name, path, err)
 }
 
-func (system) SetJournalAside(path string) (string, error) {
+func (*system) SetJournalAside(path string) (string, error) {
 	aside, err := volume.SetJournalAside(path)
 	return filepath.Join(path, volume.StateDir, aside), err
 }
@@ -91,10 +121,13 @@ func unprotected(path string, create bool) error {
 		"uses it any more, delete that (rm -r %s) and try again", path, volume.StateDir, state)
 }
 
-func (s system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
+func (s *system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
 	open, ok := v.(openVolume)
 	if !ok {
 		return nil, fmt.Errorf("%T is not a volume of this backend", v)
+	}
+	if err := s.guard.Add(at); err != nil { // a mount without a guard is better than none
+		s.log.Warn("the mount is not guarded", "mount", at, "error", err)
 	}
 	server, err := mount.Mount(open.Volume, at, mount.Options{NoSuid: o.NoSuid, NoDev: o.NoDev, ShowSnapshots: o.ShowSnapshots, Logger: s.log})
 	if err != nil {
@@ -103,7 +136,7 @@ func (s system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
 	return served{server, at}, nil
 }
 
-func (system) CleanStale(at string) (bool, error) { return mount.CleanStale(at) }
+func (*system) CleanStale(at string) (bool, error) { return mount.CleanStale(at) }
 
 // served is a volume's mount.
 type served struct {

@@ -369,7 +369,7 @@ func TestATargetIsNeverWritableWhileItsNodeStarts(t *testing.T) {
 	r.stop()
 	before := len(r.backend.since(0))
 	r.start()
-	want := "[open copy create=false volume copy ro=true mount copy nosuid=false nodev=false]"
+	want := "[guard open copy create=false volume copy ro=true mount copy nosuid=false nodev=false]"
 	if got := r.backend.since(before); fmt.Sprint(got) != want {
 		t.Errorf("the start was %q", got)
 	}

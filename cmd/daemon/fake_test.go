@@ -90,6 +90,10 @@ func (b *fakeBackend) Mount(v Volume, at string, o MountOptions) (Mount, error) 
 	return m, nil
 }
 
+func (b *fakeBackend) Guard(*os.File) (func() error, error) {
+	return func() error { return nil }, b.did("guard")
+}
+
 func (b *fakeBackend) CleanStale(at string) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

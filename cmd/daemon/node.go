@@ -75,6 +75,7 @@ func start(ctx context.Context, o Options, p parts) (*node, error) {
 	for _, step := range []func() error{
 		func() error { return n.openFolder(o) },
 		func() error { return n.listen(o) },
+		func() error { return n.startGuard(p.backend) },
 		func() error { return n.openVolumes(o, p.backend) },
 		func() error { return n.startReplication(ctx, o, p) },
 		func() error { n.startJanitor(p.tidyEvery); return nil },
@@ -124,6 +125,16 @@ func (n *node) listen(o Options) error {
 	}
 	n.later(func() error { return closeListener(n.peers) })
 	n.info.Listen = n.peers.Addr().String()
+	return nil
+}
+
+// startGuard comes before the mounts that are guarded.
+func (n *node) startGuard(b Backend) error {
+	end, err := b.Guard(n.state.lock)
+	if err != nil {
+		return err
+	}
+	n.later(end)
 	return nil
 }
 

@@ -11,6 +11,7 @@ package daemon
 import (
 	"context"
 	"net"
+	"os"
 	"time"
 
 	"tandemfs/fs/volume"
@@ -68,6 +69,9 @@ type Backend interface {
 	// SetJournalAside makes the next Open begin a new journal; it gives where the old one is then.
 	SetJournalAside(path string) (string, error)
 	Mount(v Volume, at string, o MountOptions) (Mount, error)
+	// Guard has another process end what keeps a killed daemon from ending, which it does only for mounts made after
+	// this. The process keeps the file open; end ends it.
+	Guard(hold *os.File) (end func() error, err error)
 	// CleanStale takes away a dead mount of tandemfs, and reports whether there was one.
 	CleanStale(at string) (bool, error)
 }

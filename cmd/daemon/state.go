@@ -90,7 +90,7 @@ func (s *stateFolder) acquire() error {
 	if err != nil {
 		return fmt.Errorf("the state folder cannot be locked: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return s.busy(f)
@@ -104,14 +104,43 @@ func (s *stateFolder) acquire() error {
 	return nil
 }
 
-// busy says who holds the lock. A daemon that was killed in the very moment in which the kernel waited for its answer
-// about a cached page cannot end before its mount is aborted, and looks like a running one.
-func (s *stateFolder) busy(lock *os.File) error {
-	var pid [20]byte
-	n, _ := lock.ReadAt(pid[:], 0)
-	stat, err := os.ReadFile(filepath.Join("/proc", string(pid[:n]), "stat"))
-	if _, rest, ok := bytes.Cut(stat, []byte(") ")); n > 0 && err == nil && ok && rest[0] == 'Z' {
-		return api.Errorf(api.CodeConflict, "the daemon that ran on %s (process %s) was killed, and its mounts keep it from ending: `umount -f` each of them, then start again", s.dir, pid[:n])
+// dyingPatience is how long a daemon that was killed, and its guard, may take to end.
+const dyingPatience = 5 * time.Second
+
+// lock locks the file, at once or, where who holds the lock is dying, a moment later.
+func lock(f *os.File) error {
+	for end := time.Now().Add(dyingPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		if _, running := holder(f); running {
+			return err
+		}
+	}
+}
+
+// holder gives the process that holds the lock or held it last, and whether it runs, rather than being dead or waiting
+// for its last threads to end.
+func holder(f *os.File) (pid string, running bool) {
+	var text [20]byte
+	n, _ := f.ReadAt(text[:], 0)
+	if pid = string(text[:n]); pid == "" {
+		return pid, true // it is just about to write its number
+	}
+	stat, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return pid, false
+	}
+	_, rest, ok := bytes.Cut(stat, []byte(") "))
+	return pid, !ok || rest[0] != 'Z'
+}
+
+// busy says who holds the lock. A daemon that was killed together with its guard may not end before its mounts are
+// forced, and looks like a running one.
+func (s *stateFolder) busy(f *os.File) error {
+	if pid, running := holder(f); !running {
+		return api.Errorf(api.CodeConflict, "the daemon that ran on %s (process %s) was killed, and its mounts keep it from ending: `umount -f` each of them, then start again", s.dir, pid)
 	}
 	return api.Errorf(api.CodeConflict, "another daemon runs on %s: name another folder with --state", s.dir)
 }

@@ -23,7 +23,7 @@ func main() {
 	os.Exit(cli.Run(ctx, cli.Env{
 		Args: os.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
 		Asks: term.IsTerminal(int(os.Stdin.Fd())), Shows: term.IsTerminal(int(os.Stdout.Fd())),
-		Width: terminalWidth, Now: time.Now, Serve: daemon.Run,
+		Width: terminalWidth, Now: time.Now, Serve: daemon.Run, Guard: daemon.Guard,
 	}))
 }
 

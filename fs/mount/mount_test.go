@@ -306,6 +306,10 @@ func TestMain(m *testing.M) {
 		hammer(path)
 		return
 	}
+	if path := os.Getenv(guardedMount); path != "" {
+		waitForOneself(path)
+		return
+	}
 	os.Exit(m.Run())
 }
 
