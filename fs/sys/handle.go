@@ -43,6 +43,7 @@ type Backing struct {
 	subvol   uint64 // btrfs: the subvolume that all inodes must belong to
 	rootID   journal.Ident
 	block    int64
+	magic    int64
 	procPath string
 }
 
@@ -76,7 +77,7 @@ func (b *Backing) learn() error {
 	if err := b.Statfs(&st); err != nil {
 		return err
 	}
-	b.block = max(st.Bsize, 1)
+	b.block, b.magic = max(st.Bsize, 1), st.Type
 	var h fileHandle
 	if err := nameToHandle(b.fd, "", &h); err != nil {
 		return err
@@ -105,6 +106,9 @@ func (b *Backing) reopenRoot() (bool, error) {
 
 // BlockSize is the filesystem's, in bytes: what it allocates at least.
 func (b *Backing) BlockSize() int64 { return b.block }
+
+// Magic is the filesystem's type, as statfs(2) gives it.
+func (b *Backing) Magic() int64 { return b.magic }
 
 // FD is the root directory's descriptor; it stays the Backing's.
 func (b *Backing) FD() int { return b.fd }

@@ -23,7 +23,8 @@ import (
 //
 // with all numbers in decimal. Its methods may be called concurrently.
 type kept struct {
-	fd int
+	fd     int
+	copied int64 // data up to this many bytes is copied, more is shared where the filesystem can
 
 	mu      sync.Mutex
 	removed map[journal.Ident]journal.Epoch // what is there as r..., and in which epoch
@@ -70,8 +71,15 @@ func parseEntry(name string) (prefix byte, id journal.Ident, ok bool) {
 
 func epochName(n journal.Epoch) string { return strconv.FormatUint(uint64(n), 10) }
 
-// openKept opens the directory and learns which removed inodes are in it.
-func openKept(stateFD int) (*kept, error) {
+// smallCopy is up to how many bytes XFS copies data faster than it shares it: before it shares, it writes out what is
+// cached of the source, and whoever writes to that afterwards has it find new blocks. ext4 copies in any case, and btrfs
+// shares at once.
+const smallCopy = 128 << 10
+
+var smallCopies = sync.Pool{New: func() any { return new([smallCopy]byte) }}
+
+// openKept opens the directory, on a filesystem of that type, and learns which removed inodes are in it.
+func openKept(stateFD int, magic int64) (*kept, error) {
 	if err := sys.Mkdir(stateFD, keptName, 0o700); err != nil && err != unix.EEXIST {
 		return nil, err
 	}
@@ -80,6 +88,9 @@ func openKept(stateFD int) (*kept, error) {
 		return nil, err
 	}
 	k := &kept{fd: fd, removed: map[journal.Ident]journal.Epoch{}, copies: map[copyKey]*keptCopy{}}
+	if magic == unix.XFS_SUPER_MAGIC {
+		k.copied = smallCopy
+	}
 	if err := k.learn(); err != nil {
 		sys.Close(fd)
 		return nil, fmt.Errorf("read %s: %w", keptName, err)
@@ -257,7 +268,7 @@ func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal
 	}
 	defer k.done(c)
 	for _, e := range stretches {
-		if err := copyStretch(fd, c.fd, e); err != nil {
+		if err := k.copyStretch(fd, c.fd, e); err != nil {
 			return err
 		}
 	}
@@ -266,14 +277,14 @@ func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal
 }
 
 // copyStretch copies the data of a stretch to the same place in another file.
-func copyStretch(from, to int, e journal.Extent) error {
+func (k *kept) copyStretch(from, to int, e journal.Extent) error {
 	for off := e.Off; off < e.End; {
 		data, ok, err := sys.NextData(from, off, e.End)
 		if err != nil || !ok {
 			return err
 		}
 		for off = data.Off; off < data.End; {
-			n, err := sys.CopyRange(from, off, to, off, int(min(data.End-off, maxCopy)))
+			n, err := k.copySome(from, to, off, min(data.End-off, maxCopy))
 			if err != nil {
 				return err
 			}
@@ -284,6 +295,20 @@ func copyStretch(from, to int, e journal.Extent) error {
 		}
 	}
 	return nil
+}
+
+// copySome copies at most so many bytes to the same place in another file. It gives fewer, 0 too, where the file ends.
+func (k *kept) copySome(from, to int, off, size int64) (int, error) {
+	if size > k.copied {
+		return sys.CopyRange(from, off, to, off, int(size))
+	}
+	buf := smallCopies.Get().(*[smallCopy]byte)
+	defer smallCopies.Put(buf)
+	n, err := sys.ReadAt(from, buf[:size], off)
+	if err != nil {
+		return 0, err
+	}
+	return sys.WriteAt(to, buf[:n], off)
 }
 
 // take moves an inode, which loses its last name by that, under an epoch.

@@ -197,7 +197,7 @@ func (v *Volume) openParts(fd int) (err error) {
 	if v.aside, err = openAside(v.backing, fd); err != nil {
 		return err
 	}
-	if v.before, err = openKept(fd); err != nil {
+	if v.before, err = openKept(fd, v.backing.Magic()); err != nil {
 		return err
 	}
 	if err = v.recallSnapshots(); err != nil {
