@@ -158,9 +158,9 @@ func (a *activity) note(id Ident, round uint64) error {
 		l.version = a.add()
 	}
 	if ok || len(a.inodes) < maxActive {
-		a.inodes[id] = listed{round, l.version}
+		a.inodes[id] = listed{max(l.round, round), l.version} // the word of an earlier round may come late
 	} else {
-		a.missed = round
+		a.missed = max(a.missed, round)
 	}
 	return a.await(l.version)
 }

@@ -136,7 +136,7 @@ type Journal struct {
 	imaging   map[Ident]chan struct{}
 	scratch   []byte
 	maps      map[string]*Map
-	written   uint64 // records appended since Open
+	written   uint64 // records appended since Open, and one for those from before: they may be in memory only
 
 	syncing sync.Mutex // one Sync at a time, taken before mu
 	synced  uint64     // records that are durable; guarded by syncing
@@ -159,7 +159,7 @@ func Open(dir string, o Options) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{options: o, dir: dir, lock: lock, changed: make(chan struct{}, 1), state: newState(), round: 1,
+	j := &Journal{options: o, dir: dir, lock: lock, changed: make(chan struct{}, 1), state: newState(), round: 1, written: 1,
 		imaging: map[Ident]chan struct{}{}, maps: map[string]*Map{}, keeper: newKeeper(), activity: newActivity()}
 	j.progress = sync.NewCond(&j.mu)
 	if err := j.open(); err != nil {
@@ -207,7 +207,11 @@ func (j *Journal) open() error {
 	if err := j.checkFiles(old, sameBoot); err != nil {
 		return err
 	}
-	j.mark.Lost = old.Lost || rebuilt || !sameBoot && !old.Clean
+	powerLost := !sameBoot && !old.Clean
+	if powerLost { // until what it left is dealt with: an opening that is broken off is done again from the start
+		j.mark.Boot = old.Boot
+	}
+	j.mark.Lost = old.Lost || rebuilt || powerLost
 	j.clean.Store(!j.mark.Lost)
 	j.died = old.ID != "" && !old.Clean
 	if err := writeMark(j.dir, j.mark); err != nil {
@@ -256,18 +260,18 @@ func (j *Journal) checkFiles(old mark, sameBoot bool) error {
 	return classify(old.sound(j.dir, sameBoot || old.Clean))
 }
 
-// upgrade makes a journal of an earlier version one of this. The held seals of the first were kept without
-// content.
+// upgrade makes a journal of an earlier version, or boot, one of this. The held seals of the first version were kept
+// without content.
 func (j *Journal) upgrade() error {
-	switch j.mark.Version {
-	case markVersion:
-		return nil
-	case firstVersion:
+	if j.mark.Version == firstVersion {
 		if err := j.dropImages(); err != nil {
 			return err
 		}
 	}
-	j.mark.Version = markVersion
+	was := j.mark
+	if j.mark.Version, j.mark.Boot = markVersion, j.options.BootID; j.mark == was {
+		return nil
+	}
 	return writeMark(j.dir, j.mark)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,8 +36,10 @@ import (
 type store struct {
 	db    *badger.DB
 	dir   string
-	dirty atomic.Bool // something was written since the last sync
 	room  func(bytes uint64) error
+	dirty atomic.Bool // something was written since the last sync began
+
+	syncing sync.Mutex // held during a sync: who finds nothing to sync waits for the one that does it
 }
 
 // storeName is the directory of the store, in the journal's.
@@ -311,6 +314,8 @@ func (s *store) memtables() ([]string, error) { return filepath.Glob(filepath.Jo
 // are synced here, until no new one has appeared meanwhile. Tables and the manifest are synced by Badger
 // when it makes them.
 func (s *store) sync() error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
 	if !s.dirty.Swap(false) {
 		return nil
 	}

@@ -214,6 +214,17 @@ func (j *Journal) noteWhere(touched *record, b Before) error {
 // being known before, and after TouchName for its name, so that a crash in between leaves a touched name.
 // It is called too when an inode without a name gets its first one.
 func (j *Journal) NoteCreated(id Ident) error {
+	return j.noteNew(id, func() uint64 { return j.round })
+}
+
+// NoteArrived is NoteCreated for an inode that came from elsewhere, where it may have been for long: its change time
+// does not tell that its content changes now, so the activity list has to, as for one that was always here.
+func (j *Journal) NoteArrived(id Ident) error {
+	return j.noteNew(id, func() uint64 { return 0 })
+}
+
+// noteNew calls made with mu held: in which round the inode was made.
+func (j *Journal) noteNew(id Ident, made func() uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	r := record{kind: recordInode, epoch: j.state.epoch, ident: id, what: Created}
@@ -227,7 +238,7 @@ func (j *Journal) NoteCreated(id Ident) error {
 		} else if ready {
 			err = j.write(&r)
 			if e := j.active.inode(r.epoch, id); err == nil {
-				e.round = j.round
+				e.round = made()
 			}
 			return err
 		}

@@ -628,3 +628,27 @@ func TestTheWatchedMomentIsReadBackOrNotAtAll(t *testing.T) {
 		t.Error("a short one is taken")
 	}
 }
+
+// What lies in a directory that somebody moves into the volume has change times from long before; after a power cut
+// they do not tell that it was overwritten through the volume.
+func TestWhatWasMovedIntoTheVolumeIsDoubtedWhereItIsOverwrittenWhenPowerIsLost(t *testing.T) {
+	v := below(t, "mkdir ../elsewhere; echo old > ../elsewhere/file")
+	must(t, v.Close())
+	passed(time.Now().Add(200 * time.Millisecond)) // more than what is made now may be stamped earlier
+	v = reopened(t, v.Path())
+	v.shell(t, "mv ../elsewhere .")
+	v.noticed(t)
+	id, err := v.backing.IdentAt(unix.AT_FDCWD, filepath.Join(v.Path(), "elsewhere", "file"))
+	must(t, err)
+	var n Inode
+	must(t, v.Stat(id, &n))
+	v.mustWrite(t, id, 0, "new")
+	left := t.TempDir()
+	v.shell(t, "cp -a "+StateDir+"/"+journalName+" "+left)
+	j, err := journal.Open(filepath.Join(left, journalName), journal.Options{BootID: "another"})
+	must(t, err)
+	defer j.Close()
+	if a := j.Active(); a.All || !a.Doubts(id, sys.Stamp(n.Stat.Ctime)) {
+		t.Errorf("with the change time %v, %v", n.Stat.Ctime, a)
+	}
+}

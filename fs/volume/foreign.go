@@ -173,7 +173,7 @@ func (a *around) found(id journal.Ident, dir bool) error {
 
 // noteNew records that an inode is new to the volume.
 func (a *around) noteNew(id journal.Ident) error {
-	err := a.inside(func() error { return a.v.journal.NoteCreated(id) })
+	err := a.inside(func() error { return a.v.journal.NoteArrived(id) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	bounded(a.born)
