@@ -84,6 +84,8 @@ type crash struct {
 	trail          string   // has what the target showed when it was looked at last
 	behind         []call   // what the source did in this round
 	ahead          int      // how much of it the trail has
+	armed          string   // what the victim was told of a point
+	emptied        bool     // the target was, and may be so still
 	asked          *pending // what was under way when the daemon died; nil: nothing
 	unused         []string // copies that nothing needs after the round
 	serial         int      // of snapshots
@@ -179,7 +181,9 @@ type occasion struct {
 }
 
 var occasions = []occasion{
-	{regexp.MustCompile(`^replicator/(end|claimed|target-cleared)|^daemon/read-only`), "target", (*crash).breakAndRelate, 1},
+	{regexp.MustCompile(`^replicator/(end|claimed)|^daemon/read-only`), "target", (*crash).breakAndRelate, 1},
+	{regexp.MustCompile(`^replicator/target-cleared`), "target", (*crash).emptyAndRelate, 1},
+	{regexp.MustCompile(`^daemon/journal-aside`), "source", (*crash).rebuild, 1},
 	{regexp.MustCompile(`^daemon/volume`), "", (*crash).comeAndGo, 1},
 	{regexp.MustCompile(`^volume/restore`), "source", (*crash).restore, 1},
 	{regexp.MustCompile(`^volume/undo`), "source", (*crash).restore, 5},
@@ -212,7 +216,8 @@ func (c *crash) play(point string) {
 	moment := time.Duration(c.r.IntN(700)) * time.Millisecond
 	if point != "" {
 		moment = longestLoad
-		c.arm(victim.Node, fmt.Sprint(pointVariable, "=", point, ":", 1+c.r.IntN(o.most)))
+		c.armed = fmt.Sprint(pointVariable, "=", point, ":", 1+c.r.IntN(o.most))
+		c.arm(victim.Node)
 	}
 	kill := time.AfterFunc(moment, func() { syscall.Kill(victim.Node.PID(), syscall.SIGKILL) })
 	c.load(victim, o)
@@ -226,14 +231,14 @@ func (c *crash) play(point string) {
 }
 
 // arm starts a daemon anew with a point armed, which it may come to at once.
-func (c *crash) arm(n *lab.Node, variable string) {
+func (c *crash) arm(n *lab.Node) {
 	c.t.Helper()
 	if c.r.IntN(4) == 0 {
 		n.Stop()
 	} else {
 		n.Kill()
 	}
-	n.TryStart(variable)
+	n.TryStart(c.armed)
 }
 
 // count says how the daemon died; byItself: before it was killed from outside.
@@ -389,6 +394,7 @@ func (c *crash) agree(when string) {
 		c.t.Fatalf("%s: the source differs from what was written:\n%s", when, strings.Join(d, "\n"))
 	}
 	sameCopy(c.t, when, c.source, c.target, c.pair)
+	c.emptied = false
 	if !onlyMount(c.t, c.target.Mount).Has("ro") {
 		c.t.Fatalf("%s: the target is writable", when)
 	}

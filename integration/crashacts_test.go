@@ -203,6 +203,44 @@ func (c *crash) breakAndRelate(victim *volume) {
 	c.relate(victim)
 }
 
+// emptyAndRelate has another relationship begin with a target that has nothing.
+func (c *crash) emptyAndRelate(victim *volume) {
+	c.t.Helper()
+	if c.pair != nil && !c.try(c.target, victim, c.ended, "relationship", "delete", "--yes", c.pair.ID) {
+		return
+	}
+	c.emptied = true
+	if err := c.empty(); err != nil {
+		c.interrupted(err, c.empty)
+		return
+	}
+	c.relate(victim)
+}
+
+// empty removes all that is on the target.
+func (c *crash) empty() error {
+	names, err := os.ReadDir(c.target.Mount)
+	for _, n := range names {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(c.target.Mount, n.Name())))
+	}
+	return err
+}
+
+// rebuild has the source begin a new journal, because the one that it had is damaged.
+func (c *crash) rebuild(victim *volume) {
+	c.t.Helper()
+	n := c.source.Node
+	n.Stop()
+	check(c.t, os.WriteFile(filepath.Join(c.source.Backing, tree.StateDir, "journal", "mark"), []byte("nonsense"), 0o600))
+	n.TryStart(c.armed)
+	c.try(c.source, victim, func() error {
+		if err := run(n, "volume", "show", c.source.Name); err != nil {
+			return err
+		}
+		return c.takeStock(c.source)
+	}, "volume", "rebuild", "--yes", c.source.Name)
+}
+
 // ended makes sure that the relationship is no more, and the target a recovery point that can be written to.
 func (c *crash) ended() error {
 	if c.pair == nil {

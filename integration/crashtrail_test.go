@@ -33,6 +33,9 @@ func (c *crash) offTrail(dir string) (string, error) {
 		return "", err
 	}
 	got := scan(c.t, seen)
+	if names, err := os.ReadDir(seen); c.emptied && len(names) == 0 {
+		return "", err
+	}
 	count, err := readCounter(seen)
 	check(c.t, err)
 	var near []string
