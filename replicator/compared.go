@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 
 	"tandemfs/journal"
 	"tandemfs/replicator/wire"
@@ -118,7 +117,7 @@ func (c *comparer) part(r *wire.Record) error {
 func (c *comparer) sameDigest(from File, x journal.Extent, digest []byte) (bool, error) {
 	p := c.buf[:x.Len()]
 	n, err := from.ReadAt(p, x.Off)
-	if errors.Is(err, syscall.EIO) {
+	if journal.Unreadable(err) {
 		return false, nil
 	}
 	if err != nil || int64(n) < x.Len() {
@@ -147,7 +146,7 @@ func (c *comparer) sameHole(from File, x journal.Extent) (bool, error) {
 		for at := data.Off; at < data.End; at += int64(len(c.buf)) {
 			p := c.buf[:min(int64(len(c.buf)), data.End-at)]
 			n, err := from.ReadAt(p, at)
-			if errors.Is(err, syscall.EIO) || c.ctx.Err() != nil {
+			if journal.Unreadable(err) || c.ctx.Err() != nil {
 				return false, context.Cause(c.ctx)
 			}
 			if ignoreEOF(err) != nil || bytes.Count(p[:n], zero) != n {

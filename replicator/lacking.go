@@ -69,17 +69,7 @@ func lackingError(list []lacking) error {
 
 // unreadable reports whether an error is about one inode's content or attributes, as the disk under it gives
 // them: not about the view as a whole, nor about the connection.
-func unreadable(err error) bool {
-	if errors.Is(err, journal.ErrNotHeld) || errors.Is(err, journal.ErrGone) || errors.Is(err, errView) {
-		return false
-	}
-	for _, errno := range []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG, syscall.ENODATA, syscall.EILSEQ, syscall.EREMOTEIO} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}
+func unreadable(err error) bool { return journal.Unreadable(err) && !errors.Is(err, errView) }
 
 // gaps are what a transfer had to leave out so far.
 type gaps struct {

@@ -331,7 +331,7 @@ func (a *around) recordEvents(now journal.Time) error {
 	for i := range a.events {
 		e := &a.events[i]
 		err := a.event(e, now)
-		if unreadable(err) {
+		if journal.Unreadable(err) {
 			err = a.pass("inode "+e.Inode.String(), a.looked, err)
 		}
 		if err != nil {

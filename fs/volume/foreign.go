@@ -394,12 +394,6 @@ func (a *around) changeDoubts(how func(*doubts)) error {
 	return a.v.journal.SetState(doubtKey, a.doubts.encode())
 }
 
-// unreadable reports whether an error is of one inode: the disk does not give it, or it is encrypted and there is no
-// key.
-func unreadable(err error) bool {
-	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.ENOKEY)
-}
-
 // pass goes on without recording what cannot be read. The comparison that it brings about will find it, or fail at it.
 func (a *around) pass(what string, since journal.Time, err error) error {
 	if a.v.journal.Failed() != nil {

@@ -229,7 +229,7 @@ func (s *sweep) walk(from journal.Ident) error {
 				return err
 			}
 			changed, err := s.look(&n, dir, name)
-			if unreadable(err) {
+			if journal.Unreadable(err) {
 				err = s.pass(n.ID, err)
 			}
 			if n.IsDir() {
@@ -240,7 +240,7 @@ func (s *sweep) walk(from journal.Ident) error {
 		if isStale(err) {
 			err = nil
 		}
-		if unreadable(err) {
+		if journal.Unreadable(err) {
 			err = s.pass(dir.id, err)
 		}
 	}
@@ -332,7 +332,7 @@ func (s *sweep) rest() error {
 				err = s.record(&n, swept{})
 			}
 		}
-		if unreadable(err) {
+		if journal.Unreadable(err) {
 			err = s.pass(id, err)
 		}
 		if err != nil {
