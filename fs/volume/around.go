@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
 )
@@ -420,34 +422,48 @@ type site struct {
 }
 
 // at looks for a directory.
-func (a *around) at(dir journal.Ident) site {
-	if dir.IsZero() {
-		return site{}
-	}
+func (a *around) at(dir journal.Ident) (p site, err error) {
 	p, ok := a.places[dir]
-	if !ok {
-		p = a.v.siteOf(dir)
+	if ok || dir.IsZero() {
+		return p, nil
+	}
+	if p, err = a.v.siteOf(dir); err == nil {
 		a.places[dir] = p
 	}
-	return p
+	return p, err
 }
 
-func (v *Volume) siteOf(dir journal.Ident) site {
+// siteOf finds out where a directory lies. One that is gone lies nowhere, as does what is none; of one that cannot be
+// asked nobody knows.
+func (v *Volume) siteOf(dir journal.Ident) (site, error) {
 	fd, p, err := v.backing.Within(dir)
+	if isStale(err) || errors.Is(err, unix.ENOTDIR) {
+		return site{}, nil
+	}
 	if err != nil {
-		return site{}
+		return site{}, err
 	}
 	sys.Close(fd)
-	return site{p, p != "/"+StateDir && !strings.HasPrefix(p, "/"+StateDir+"/")}
+	return site{p, p != "/"+StateDir && !strings.HasPrefix(p, "/"+StateDir+"/")}, nil
 }
 
 // event records what the kernel has told.
 func (a *around) event(e *sys.Event, now journal.Time) error {
-	from, to := a.at(e.Dir), a.at(e.NewDir)
+	from, err := a.at(e.Dir)
+	if err != nil {
+		return err
+	}
+	to, err := a.at(e.NewDir)
+	if err != nil {
+		return err
+	}
 	at := path.Join(from.path, e.Name)
 	switch {
 	case e.Dir.IsZero() && e.NewDir.IsZero(): // a directory itself, or a file whose name is not known
-		self := a.at(e.Inode)
+		self, err := a.at(e.Inode)
+		if err != nil {
+			return err
+		}
 		if at = self.path; !self.inside {
 			return a.nameless(e, now)
 		}

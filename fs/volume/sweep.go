@@ -157,7 +157,11 @@ func (s *sweep) whole() error {
 	s.seen = 0
 	for todo := []journal.Ident{s.a.v.root}; len(todo) > 0 && !s.over(); {
 		for _, id := range todo {
-			if err := s.walk(id); err != nil {
+			err := s.walk(id)
+			if journal.Unreadable(err) {
+				err = s.pass(id, err)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -199,9 +203,9 @@ func (s *sweep) takeMoved() []journal.Ident {
 // walk looks at a directory, and every inode below it.
 func (s *sweep) walk(from journal.Ident) error {
 	v := s.a.v
-	at := v.siteOf(from)
-	if !at.inside { // any more
-		return nil
+	at, err := v.siteOf(from)
+	if err != nil || !at.inside { // any more
+		return err
 	}
 	top := Inode{}
 	if err := v.Stat(from, &top); err != nil {
@@ -283,7 +287,8 @@ func (s *sweep) look(n *Inode, dir swept, name string) (changed bool, err error)
 	}
 	if err == nil {
 		s.recorded(n.ID)
-		s.a.report("found by a sweep", path.Join("/", s.a.v.siteOf(dir.id).path, name))
+		at, _ := s.a.v.siteOf(dir.id) // without it the name has to do
+		s.a.report("found by a sweep", path.Join("/", at.path, name))
 	}
 	return true, err
 }

@@ -247,3 +247,46 @@ func TestWhatCannotBeReadIsInDoubtAndKeepsNothingElseBack(t *testing.T) {
 		t.Errorf("recorded %q", got)
 	}
 }
+
+// Of a directory that cannot be opened nobody knows whether it lies in the volume: what was changed in it counts.
+func TestADirectoryThatCannotBeAskedIsNotTakenForOneOutside(t *testing.T) {
+	v := below(t, "mkdir d; echo content >d/f; echo content >g")
+	defer v.Close()
+	s := v.unwatched(t, "echo more >>g")
+	d, f := v.identAt(t, "d"), v.identAt(t, "d/f")
+	v.open.renew()
+	failed := 0
+	disarm := failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "open_by_handle_at" {
+			failed++
+			return 0, unix.EIO
+		}
+		return size, nil
+	})
+	t.Cleanup(disarm)
+	v.around.places = map[journal.Ident]site{}
+	v.around.events = []sys.Event{{What: sys.Attributes, Dir: d, Name: "f", Inode: f}}
+	err := v.around.recordEvents(journal.Time{})
+	disarm()
+	must(t, err)
+	n, since := v.NamesInDoubt()
+	if failed == 0 || n == 0 || since.IsZero() {
+		t.Errorf("after %d failures %d are in doubt, content from %v on", failed, n, since)
+	}
+	must(t, v.NamesSettled(n))
+
+	failed = 0 // the sweep does not begin again and again either
+	disarm = failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "open_by_handle_at" {
+			failed++
+			return 0, unix.EIO
+		}
+		return size, nil
+	})
+	t.Cleanup(disarm)
+	s.run()
+	disarm()
+	if n, _ := v.NamesInDoubt(); failed == 0 || n == 0 || v.around.sweeping() {
+		t.Errorf("after %d failures %d are in doubt: %+v", failed, n, v.Around())
+	}
+}
