@@ -428,7 +428,7 @@ func (v *Volume) dropChild(d *openInode, name string, gone func(journal.Ident) e
 }
 
 // Commit makes all that was applied durable and seals it. The seal is held, and readers go on seeing the one
-// before, until it is published.
+// before, until it is published: that it is the next one is durable by then.
 func (v *Volume) Commit() (journal.Epoch, error) {
 	if err := v.backing.SyncFilesystem(); err != nil {
 		return 0, err
@@ -439,8 +439,12 @@ func (v *Volume) Commit() (journal.Epoch, error) {
 		return 0, err
 	}
 	crashpoint.Here("volume/commit-sealed")
-	if before := v.committed.Swap(v.newView(n)); before != nil { // it was never published
-		err = before.Close()
+	w := v.newView(n)
+	if now := v.published.Load(); now != nil {
+		err = v.remember(now, w)
+	}
+	if before := v.committed.Swap(w); before != nil { // it was never published
+		err = errors.Join(err, before.Close())
 	}
 	return n, errors.Join(err, v.journal.Sync())
 }

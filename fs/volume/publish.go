@@ -14,7 +14,9 @@ import (
 // is held until another takes its place or the volume is shown as it is again. Which one it is survives the
 // process. Nobody but the one who publishes changes the volume meanwhile.
 
-// publishedKey is where the journal keeps the published seal.
+// publishedKey is where the journal keeps the published seal, and after it the one that is to be published next, if
+// there is one: both are uvarints. After a power cut the journal may know that the former is held no longer, and not
+// that the latter is published.
 const publishedKey = "volume/published"
 
 // Freeze seals the volume, which must be read-only, and publishes the seal, unless one is published already:
@@ -108,29 +110,52 @@ func (v *Volume) publish(w *View) error {
 
 // turn changes what readers see, and before that what is remembered of it: either state is whole, so a process
 // that dies in between may show the new one. What readers see no longer must not be remembered, since a process
-// that finds it undoes what was changed since.
+// that finds it undoes what was changed since. That holds after a power cut too, so the beginning and the end of what
+// a seal hides are durable before anything goes by them; for what follows on another seal Commit has seen to it.
 func (v *Volume) turn(before, w *View) error {
 	d, err := v.differences(before, w)
+	if err == nil && w == nil {
+		err = v.settle(d)
+	}
 	if err != nil {
 		return err
 	}
-	if err := v.remember(w); err != nil {
-		return err
+	err = v.remember(w, nil)
+	if err == nil && (w == nil || w != v.committed.Load()) {
+		err = v.journal.Sync()
 	}
 	crashpoint.Here("volume/publish-remembered")
-	if err := v.mounted().Turn(d, func() { v.published.Store(w) }); err != nil {
-		return errors.Join(err, v.remember(before))
+	if err == nil {
+		err = v.mounted().Turn(d, func() { v.published.Store(w) })
+	}
+	if err != nil {
+		return errors.Join(err, v.remember(before, w))
 	}
 	crashpoint.Here("volume/turned")
 	return nil
 }
 
-// remember keeps in the journal which seal readers see, or with nil that they see the volume as it is.
-func (v *Volume) remember(w *View) error {
+// settle makes what was changed durable, if anything was, before what it was is let go.
+func (v *Volume) settle(d differences) error {
+	changed := errors.New("something was changed")
+	err := d.Inodes(func(journal.Ident, bool) error { return changed })
+	if errors.Is(err, changed) {
+		return v.backing.SyncFilesystem()
+	}
+	return err
+}
+
+// remember keeps in the journal which seal readers see, or with nil that they see the volume as it is; and which one
+// they are to see next, nil where that is not known.
+func (v *Volume) remember(w, next *View) error {
 	if w == nil {
 		return v.journal.SetState(publishedKey, nil)
 	}
-	return v.journal.SetState(publishedKey, binary.AppendUvarint(nil, uint64(w.epoch)))
+	value := binary.AppendUvarint(nil, uint64(w.epoch))
+	if next != nil {
+		value = binary.AppendUvarint(value, uint64(next.epoch))
+	}
+	return v.journal.SetState(publishedKey, value)
 }
 
 // differences gives those between two of the states that readers can see.
@@ -158,13 +183,27 @@ func (v *Volume) recallPublished() error {
 	if err != nil || value == nil {
 		return err
 	}
-	n, _ := binary.Uvarint(value)
+	n, size := binary.Uvarint(value)
+	next, _ := binary.Uvarint(value[max(size, 0):])
 	w, err := v.holdView(journal.Epoch(n))
+	if v.lostHold(err) && next != 0 { // it was let go since the next one was published
+		w, err = v.holdView(journal.Epoch(next))
+	}
+	if v.lostHold(err) { // it was not sealed when power was lost, so nothing has been changed behind it
+		v.log.Warn("readers of the volume see it as it is: power was lost while they were about to see it as it was", "seal", n)
+		return v.remember(nil, nil)
+	}
 	if err != nil {
 		return fmt.Errorf("what readers of the volume saw last: %w", err)
 	}
 	v.published.Store(w)
 	return nil
+}
+
+// lostHold reports whether an error says that a seal is not held since a power cut has taken a part of what was
+// recorded in its last moments: what is kept of the seal elsewhere, or that it was let go.
+func (v *Volume) lostHold(err error) bool {
+	return errors.Is(err, journal.ErrNotHeld) && !v.journal.Clean()
 }
 
 // differences are those that the journal knows between two seals; none when changes is nil.

@@ -55,13 +55,18 @@ func (v *Volume) recallSnapshots() error {
 		if err := json.Unmarshal(value, &s); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
-		if !v.journal.Clean() && !s.Suspect {
-			s.Suspect = true
-			if err := v.saveSnapshot(s); err != nil {
+		view, err := v.holdView(s.Epoch)
+		if v.lostHold(err) {
+			v.log.Warn("a snapshot was being made or deleted when power was lost: it is gone", "snapshot", s.Name)
+			if err := v.journal.SetState(key, nil); err != nil {
 				return err
 			}
+			continue
 		}
-		view, err := v.holdView(s.Epoch)
+		if err == nil && !v.journal.Clean() && !s.Suspect {
+			s.Suspect = true
+			err = v.saveSnapshot(s)
+		}
 		if err != nil {
 			return fmt.Errorf("snapshot %q: %w", s.Name, err)
 		}
