@@ -20,6 +20,18 @@ func full(err error) bool {
 	return errors.Is(err, errFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
+// maxErrorText bounds what is kept and told of an error, in bytes: one that is about many files can be long.
+const maxErrorText = 4 << 10
+
+// errorText is what an error says, cut where that is too much.
+func errorText(err error) string {
+	text := err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText] + "..."
+	}
+	return text
+}
+
 // failedJob is what a job is after an error that is not the network's.
 func failedJob(err error) JobState {
 	if full(err) {

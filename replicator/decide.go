@@ -29,6 +29,11 @@ func (m *Manager) proposal(id string) (*relationship, error) {
 // Authorize accepts a proposed relationship, on the target: from now on the source's fingerprint is
 // trusted with the volume, which becomes read-only. Anything wrong leaves all as it was.
 func (m *Manager) Authorize(ctx context.Context, id string, q AuthorizeRequest) (Status, error) {
+	_, done, err := m.decide(id)
+	if err != nil {
+		return Status{}, err
+	}
+	defer done()
 	r, err := m.proposal(id)
 	if err != nil {
 		return Status{}, err
@@ -113,10 +118,11 @@ func (m *Manager) Reject(_ context.Context, id string) error {
 
 // SetEnabled lets a relationship's job run, or stops it. It is the source's to say.
 func (m *Manager) SetEnabled(_ context.Context, id string, enabled bool) (Status, error) {
-	r, err := m.find(id)
+	r, done, err := m.decide(id)
 	if err != nil {
 		return Status{}, err
 	}
+	defer done()
 	rec := r.snapshot()
 	if r.role != RoleSource {
 		return Status{}, fmt.Errorf("%w: relationship %s is enabled and disabled on its source, node %s", ErrConflict, id, rec.Source.Node)
@@ -145,10 +151,11 @@ func (m *Manager) SetEnabled(_ context.Context, id string, enabled bool) (Status
 // Reconcile makes the next transfer compare both sides and make the target what the source is, whatever either
 // remembers. It is the source's to say.
 func (m *Manager) Reconcile(_ context.Context, id string) (Status, error) {
-	r, err := m.find(id)
+	r, done, err := m.decide(id)
 	if err != nil {
 		return Status{}, err
 	}
+	defer done()
 	rec := r.snapshot()
 	if r.role != RoleSource {
 		return Status{}, fmt.Errorf("%w: relationship %s is reconciled by its source, node %s", ErrConflict, id, rec.Source.Node)
@@ -190,6 +197,15 @@ func (m *Manager) Delete(_ context.Context, id string) error {
 	if r.role == RoleTarget {
 		return m.endTarget(r, "it was deleted on its target, node "+m.config.Node, true)
 	}
+	return m.deleteSource(id)
+}
+
+func (m *Manager) deleteSource(id string) error {
+	r, done, err := m.decide(id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	r.stopVerify(VerifyStopped, nil)
 	r.stopJob()
 	rec := r.snapshot()

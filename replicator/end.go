@@ -36,8 +36,14 @@ func (m *Manager) bury(t tombstone) error {
 
 // endTarget ends a relationship on its target. tell says that the source does not know yet: then it is
 // told over the connection that there may be, and whenever it comes back. The order makes a crash in
-// between harmless: until the file is gone the volume stays a target, and the end can be asked for again.
+// between harmless: until the file is gone the volume stays a target, and the end can be asked for again. Where
+// somebody else has ended it meanwhile there is nothing to do: the volume may be another's by then.
 func (m *Manager) endTarget(r *relationship, reason string, tell bool) error {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	if m.listed(r) != nil {
+		return nil
+	}
 	rec := r.snapshot()
 	if tell {
 		if err := m.bury(tombstone{rec.ID, rec.Source.Fingerprint, reason}); err != nil {

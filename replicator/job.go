@@ -38,7 +38,7 @@ func (m *Manager) startJob(r *relationship) {
 	})
 }
 
-// stopJob ends the job and waits for it.
+// stopJob ends the job and waits for it. Who calls it decides about the relationship, so that nobody else starts one.
 func (r *relationship) stopJob() {
 	r.mu.Lock()
 	stop := r.source.stop

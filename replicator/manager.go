@@ -221,6 +221,27 @@ func (m *Manager) find(id string) (*relationship, error) {
 	return nil, fmt.Errorf("relationship %q: %w", id, ErrNotFound)
 }
 
+// decide finds a relationship and keeps others from deciding about it until done is called.
+func (m *Manager) decide(id string) (r *relationship, done func(), err error) {
+	if r, err = m.find(id); err != nil {
+		return nil, nil, err
+	}
+	r.deciding.Lock()
+	if err := m.listed(r); err != nil { // it was ended meanwhile
+		r.deciding.Unlock()
+		return nil, nil, err
+	}
+	return r, r.deciding.Unlock, nil
+}
+
+// listed fails where a relationship is not one of this node's any more.
+func (m *Manager) listed(r *relationship) error {
+	if now, err := m.find(r.id); err != nil || now != r {
+		return fmt.Errorf("relationship %q: %w", r.id, ErrNotFound)
+	}
+	return nil
+}
+
 // List gives all relationships of this node, oldest first.
 func (m *Manager) List() []Status {
 	m.mu.Lock()

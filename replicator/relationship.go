@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tandemfs/journal"
+	"tandemfs/replicator/wire"
 )
 
 // relationship is one relationship as this end has it: what is kept of it, and what is known of its
@@ -18,6 +19,10 @@ type relationship struct {
 	store store
 	wire  atomic.Int64 // bytes sent and received since the node started
 	meter meter
+
+	// deciding is held by whoever authorizes, enables, reconciles or ends the relationship, until that is done: each of
+	// these has several steps. It is taken before the manager's mu.
+	deciding sync.Mutex
 
 	mu      sync.Mutex
 	rec     record
@@ -37,9 +42,10 @@ type relationship struct {
 
 // targetEnd is what only the target's end has.
 type targetEnd struct {
-	session *targetSession // the connection that transfers come over; nil without
-	behind  *behind        // what the source says; nil while it is not connected
-	verify  *targetVerify  // that runs; nil without one
+	proposer *wire.Conn     // the connection that waits for a decision; nil without
+	session  *targetSession // the connection that transfers come over; nil without
+	behind   *behind        // what the source says; nil while it is not connected
+	verify   *targetVerify  // that runs; nil without one
 	// trusted is the journal, as it is open now, whose memory of a transfer can be built on.
 	trusted *journal.Journal
 }
@@ -147,7 +153,7 @@ func (r *relationship) fail(state JobState, err error, retryAt time.Time) {
 	defer r.mu.Unlock()
 	r.job, r.retryAt = state, retryAt
 	if err != nil {
-		r.lastError, r.lastErrorTime = err.Error(), time.Now()
+		r.lastError, r.lastErrorTime = errorText(err), time.Now()
 	}
 }
 

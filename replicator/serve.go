@@ -126,6 +126,8 @@ func (m *Manager) proposed(conn *wire.Conn, content []byte) error {
 	if d.Verdict == wire.VerdictEnded || d.Verdict == wire.VerdictConflict {
 		return nil
 	}
+	leave := r.proposes(conn)
+	defer leave()
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
 	stop := context.AfterFunc(m.ctx, func() { _ = conn.Close() })
@@ -140,6 +142,7 @@ func (m *Manager) proposed(conn *wire.Conn, content []byte) error {
 	kind, content, err := conn.Receive(nil)
 	cancel()
 	<-told
+	leave()
 	switch {
 	case errors.Is(err, io.EOF):
 		return nil
@@ -151,6 +154,26 @@ func (m *Manager) proposed(conn *wire.Conn, content []byte) error {
 		return nil
 	}
 	return fmt.Errorf("%w: type %d after a proposal", wire.ErrFrame, kind)
+}
+
+// proposes makes a connection the only one that waits for the decision, until leave is called: a source that connects
+// again knows better than this end that the connection before is dead, and nobody can have more than one for each
+// proposal.
+func (r *relationship) proposes(conn *wire.Conn) (leave func()) {
+	r.mu.Lock()
+	before := r.target.proposer
+	r.target.proposer = conn
+	r.mu.Unlock()
+	if before != nil {
+		_ = before.Close() // whoever serves it notices
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.target.proposer == conn {
+			r.target.proposer = nil
+		}
+	}
 }
 
 // tellDecision sends the decision when there is one.
