@@ -217,6 +217,12 @@ func (j *Journal) inodeIn(l layer, id Ident) (*inodeEntry, error) {
 	return j.store.inode(l.epoch, id)
 }
 
+// Empty reports whether the range has no records, without reading any; false where that is not known at once.
+func (c *Changes) Empty() (bool, error) {
+	layers, err := c.layers()
+	return len(layers) == 0, err
+}
+
 // Totals estimates the changes, quickly: inodes and names touched, each counted once an epoch, and bytes
 // in extents, those left out that have no end. After a crash it may be off.
 func (c *Changes) Totals() (inodes, names, bytes int64) {

@@ -64,7 +64,7 @@ func (m meeting) verdict() verdict {
 // isAhead reports whether the target's recovery point, or what was sent to it since, is of a history that this end has
 // not seen, and nobody has decided what is to become of it. What there is without a recovery point is sent anew anyway.
 func (m meeting) isAhead(has journal.Epoch) bool {
-	if c := m.memory.comparing(); c != nil {
+	if c := m.memory.comparing(); c != nil && (c.Asked || c.Unsure) {
 		return has != 0 && !c.explains(m.there.Time)
 	}
 	return has != 0 && max(has, journal.Epoch(m.there.Begun)) > max(m.memory.Epoch, m.memory.Given)

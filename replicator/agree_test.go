@@ -19,27 +19,33 @@ func TestWhatFollowsWhenTheEndsMeet(t *testing.T) {
 	}
 	pending := with(held, func(m *sourceMemory) { m.Pending = &pendingTransfer{Base: 5, Epoch: 9, Time: day(9)} })
 	compare := with(held, func(m *sourceMemory) { m.Compare = &comparison{Reason: reasonAsked, All: true} })
-	lost := sourceMemory{Given: 9, Compare: &comparison{Reason: reasonPower, All: true, Lost: day(5)}}
+	lost := sourceMemory{Given: 9, Compare: &comparison{Reason: reasonPower, All: true, Unsure: true, Lost: day(5)}}
 	for name, c := range map[string]struct {
 		meeting
 		want verdict
 	}{
-		"nothing was sent yet":                        {meeting{}, inAgreement},
-		"both remember the same":                      {meeting{memory: held, there: there(5, day(5))}, inAgreement},
-		"in the middle of a transfer":                 {meeting{memory: pending, there: there(5, day(5))}, inAgreement},
-		"a recovery point of another volume":          {meeting{memory: held, there: wire.Position{SourceID: "w", Epoch: 5, Time: day(5)}}, otherVolume},
-		"the commit was not heard of":                 {meeting{memory: pending, there: there(9, day(9))}, committed},
-		"another history has a seal of that number":   {meeting{memory: pending, there: there(9, day(8))}, notTheSame},
-		"a seal that was never given":                 {meeting{memory: held, there: there(10, day(10))}, putBack},
-		"a seal that was given and given up":          {meeting{memory: held, there: there(8, day(8))}, notTheSame},
-		"an older recovery point":                     {meeting{memory: held, there: there(4, day(4))}, notTheSame},
-		"none at all":                                 {meeting{memory: held, there: wire.Position{}}, notTheSame},
-		"the same number at another time":             {meeting{memory: held, there: there(5, day(6))}, notTheSame},
-		"what came after it is forgotten":             {meeting{memory: held, there: there(5, day(5)), forgotten: 6}, notTheSame},
-		"power was lost":                              {meeting{memory: lost, there: there(12, day(5))}, comparing},
+		"nothing was sent yet":                      {meeting{}, inAgreement},
+		"both remember the same":                    {meeting{memory: held, there: there(5, day(5))}, inAgreement},
+		"in the middle of a transfer":               {meeting{memory: pending, there: there(5, day(5))}, inAgreement},
+		"a recovery point of another volume":        {meeting{memory: held, there: wire.Position{SourceID: "w", Epoch: 5, Time: day(5)}}, otherVolume},
+		"the commit was not heard of":               {meeting{memory: pending, there: there(9, day(9))}, committed},
+		"another history has a seal of that number": {meeting{memory: pending, there: there(9, day(8))}, notTheSame},
+		"a seal that was never given":               {meeting{memory: held, there: there(10, day(10))}, putBack},
+		"a seal that was given and given up":        {meeting{memory: held, there: there(8, day(8))}, notTheSame},
+		"an older recovery point":                   {meeting{memory: held, there: there(4, day(4))}, notTheSame},
+		"none at all":                               {meeting{memory: held, there: wire.Position{}}, notTheSame},
+		"the same number at another time":           {meeting{memory: held, there: there(5, day(6))}, notTheSame},
+		"what came after it is forgotten":           {meeting{memory: held, there: there(5, day(5)), forgotten: 6}, notTheSame},
+		"that, and a verification has found differences": {meeting{memory: with(held, func(m *sourceMemory) {
+			m.Compare = &comparison{Reason: reasonRepair, Base: 5}
+		}), there: there(10, day(10))}, putBack},
+		"that, while both are compared": {meeting{memory: with(held, func(m *sourceMemory) {
+			m.Pending = &pendingTransfer{Epoch: 9, Time: day(9), Compare: &comparison{Reason: reasonAround}}
+		}), there: there(10, day(10))}, putBack},
+		"power was lost": {meeting{memory: lost, there: there(12, day(5))}, comparing},
 		"power was lost, and the target is far ahead": {meeting{memory: lost, there: there(12, day(7))}, putBack},
 		"that, and somebody has decided": {meeting{memory: with(lost, func(m *sourceMemory) {
-			m.Compare = &comparison{Reason: reasonAsked, All: true, Asked: true, Lost: day(5)}
+			m.Compare = &comparison{Reason: reasonAsked, All: true, Asked: true, Unsure: true, Lost: day(5)}
 		}), there: there(12, day(7))}, comparing},
 		"somebody asked for a comparison": {meeting{memory: compare, there: there(5, day(5))}, comparing},
 		"that, in the middle of a transfer": {meeting{memory: with(compare, func(m *sourceMemory) {

@@ -55,8 +55,9 @@ type comparison struct {
 	Base     journal.Epoch   `json:"base,omitempty"`
 	// Asked: somebody has decided that the target becomes what the source is.
 	Asked bool `json:"asked,omitempty"`
-	// Lost is the time from which on the source may have lost what it knew; zero: it has lost nothing.
-	Lost time.Time `json:"lost,omitzero"`
+	// Unsure: the source may have lost what it knew, from the time Lost on; zero: all of it, or nobody knows since when.
+	Unsure bool      `json:"unsure,omitempty"`
+	Lost   time.Time `json:"lost,omitzero"`
 }
 
 // lostWithin is more than passes between a change and the time when it is known to be on the disk (see the
@@ -66,7 +67,7 @@ const lostWithin = 15 * time.Minute
 // explains reports whether the loss of power explains that the target has a recovery point of that time. One that is
 // much newer was made by a history that this end does not have: it was put back to an earlier state.
 func (c *comparison) explains(point time.Time) bool {
-	return c.Asked || c.Lost.IsZero() || !point.After(c.Lost.Add(lostWithin))
+	return c.Asked || c.Unsure && (c.Lost.IsZero() || !point.After(c.Lost.Add(lostWithin)))
 }
 
 // mostSuspects is how many files are remembered each; more are all.
@@ -80,7 +81,7 @@ func (c *comparison) and(o *comparison) *comparison {
 	case o == nil:
 		return c
 	}
-	both := &comparison{Reason: o.Reason, Asked: c.Asked || o.Asked, Lost: earliest(c.Lost, o.Lost)}
+	both := &comparison{Reason: o.Reason, Asked: c.Asked || o.Asked, Unsure: c.Unsure || o.Unsure, Lost: earliest(c.Lost, o.Lost)}
 	if c.All || o.All || c.Base != o.Base || len(c.Suspects)+len(o.Suspects) > mostSuspects {
 		both.All = true
 		return both

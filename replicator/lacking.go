@@ -182,10 +182,9 @@ func (p *plan) untouchedLacking(f func(lacking) error) error {
 
 // leftOut remembers what the pending transfer leaves out.
 func (o *origin) leftOut(r *relationship, list []lacking) error {
-	ended := false
-	err := o.change(r, func(m *sourceMemory) {
-		if ended = m.Pending == nil; ended {
-			return
+	return o.change(r, func(m *sourceMemory) error {
+		if m.Pending == nil {
+			return errEnded
 		}
 		p := *m.Pending
 		p.Lacking = list
@@ -200,22 +199,18 @@ func (o *origin) leftOut(r *relationship, list []lacking) error {
 			p.Compare = &c
 		}
 		m.Pending = &p
-	})
-	if ended {
-		return errEnded
-	}
-	return err
+		return nil
+	}, nil)
 }
 
 // reach notes that the target has all of the pending transfer but what was left out: the next one builds on it.
 func (o *origin) reach(r *relationship) error {
-	return o.settle(r, false, func(e *sourceEnd) {
-		list := slices.Clone(e.memory.Pending.Lacking)
+	return o.settle(r, false, func(m *sourceMemory) {
+		list := slices.Clone(m.Pending.Lacking)
 		slices.SortFunc(list, func(a, b lacking) int { return compareIdents(a.Ident, b.Ident) })
-		e.memory.Compared = e.memory.Pending.Compare.and(e.memory.Compared)
-		e.memory.Reached, e.memory.Lacking = e.memory.Pending.Epoch, list
-		e.dirtySince = earliest(e.dirtySince, e.sealedSince)
-	})
+		m.Compared = m.Pending.Compare.and(m.Compared)
+		m.Reached, m.Lacking = m.Pending.Epoch, list
+	}, (*sourceEnd).unseal)
 }
 
 // incomplete ends a transfer that left something out: the target keeps what it got. It always gives an error.
@@ -280,10 +275,11 @@ func (s *sourceSession) agreeReached() error {
 	if reached != 0 {
 		s.pos.Reached, s.pos.Dirty, s.pos.Cursor = 0, true, nil
 	}
-	return s.origin.change(s.r, func(m *sourceMemory) {
+	return s.origin.change(s.r, func(m *sourceMemory) error {
 		m.Compare = m.Compared.and(m.Compare)
 		m.Reached, m.Lacking, m.Compared = 0, nil, nil
-	})
+		return nil
+	}, nil)
 }
 
 // shownLacking are shown in a status.

@@ -94,12 +94,14 @@ func (o *origin) add(r *relationship) error {
 			memory.Pending = nil // it is no longer kept; the next transfer makes a seal of its own
 		}
 	}
+	r.source.remembering.Lock()
+	defer r.source.remembering.Unlock()
 	r.mu.Lock()
 	r.source.memory, r.source.view = memory, view
 	c := memory.comparing()
 	r.source.repairing = c != nil && c.Reason == reasonRepair
 	r.point = RecoveryPoint{Epoch: uint64(memory.Epoch), Time: memory.Time}
-	if memory.Epoch != 0 && (j.Dirty() || j.Epoch() > memory.Epoch+1) {
+	if memory.Epoch != 0 && !o.unchangedSince(memory.Epoch) {
 		r.source.dirtySince = memory.Time // at the latest
 	}
 	r.mu.Unlock()
@@ -107,6 +109,24 @@ func (o *origin) add(r *relationship) error {
 	defer o.mu.Unlock()
 	o.members[r.id] = r
 	return nil
+}
+
+// unchangedSince reports whether nothing has changed since a seal, however many seals others have made.
+func (o *origin) unchangedSince(n journal.Epoch) bool {
+	j := o.vol.Journal()
+	if j.Dirty() { // asked first: what is changed after it is told of
+		return false
+	}
+	last := j.Epoch() - 1
+	if last <= n {
+		return true
+	}
+	changes, err := j.Changes(n, last)
+	if err != nil {
+		return false
+	}
+	empty, err := changes.Empty()
+	return err == nil && empty
 }
 
 // distrust makes the next transfer one that compares where power was lost (rule A2): changes may be missing in the
@@ -119,13 +139,13 @@ func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error 
 	if memory.Pending != nil {
 		before = memory.Pending.Compare.and(before)
 	}
-	lost := &comparison{Reason: reasonPower, All: doubt.All, Since: doubt.Since, Lost: doubt.Since, Base: memory.Epoch,
+	lost := &comparison{Reason: reasonPower, All: doubt.All, Since: doubt.Since, Unsure: true, Lost: doubt.Since, Base: memory.Epoch,
 		Suspects: slices.Collect(maps.Keys(doubt.Inodes))}
 	if before != nil && lost.Base == 0 {
 		lost.Base = before.Base
 	}
 	if lost.All || lost.Base == 0 || len(lost.Suspects) > mostSuspects {
-		lost = &comparison{Reason: reasonPower, All: true, Lost: doubt.Since}
+		lost = &comparison{Reason: reasonPower, All: true, Unsure: true, Lost: doubt.Since}
 	}
 	*memory = sourceMemory{Given: memory.Given, Compare: before.and(lost)}
 	return remember(j, sourceKey(r.id), memory)
@@ -164,27 +184,46 @@ func (o *origin) settleNames() error {
 
 // compare makes the next transfer one that compares, durably. With forget the target's recovery point is not known.
 func (o *origin) compare(r *relationship, c comparison, forget bool) error {
-	err := o.change(r, func(m *sourceMemory) {
+	err := o.change(r, func(m *sourceMemory) error {
 		if c.Base = m.Epoch; c.All || c.Base == 0 || forget {
 			c = comparison{Reason: c.Reason, Asked: c.Asked, All: true}
 		}
 		m.Compare = m.Compare.and(&c)
 		if forget {
-			m.Epoch, m.Time, r.point = 0, time.Time{}, RecoveryPoint{}
+			m.Epoch, m.Time = 0, time.Time{}
+		}
+		return nil
+	}, func(*sourceEnd) {
+		if forget {
+			r.point = RecoveryPoint{}
 		}
 	})
 	return errors.Join(err, o.vol.Journal().Sync())
 }
 
-// change changes what the source's end remembers, in one piece. The function is for holders of the relationship's mu.
-func (o *origin) change(r *relationship, how func(*sourceMemory)) error {
+// change changes what the source's end remembers, in one piece: the journal first, so that nothing is done that a
+// process which comes after this one would not know of. how changes a copy, then (which may be nil) what goes with it;
+// both are for holders of the relationship's mu. Where how gives an error nothing is changed.
+func (o *origin) change(r *relationship, how func(*sourceMemory) error, then func(*sourceEnd)) error {
 	r.source.remembering.Lock()
 	defer r.source.remembering.Unlock()
 	r.mu.Lock()
-	how(&r.source.memory)
-	memory := r.source.memory
+	next := r.source.memory
+	err := how(&next)
 	r.mu.Unlock()
-	return remember(o.vol.Journal(), sourceKey(r.id), memory)
+	if err != nil {
+		return err
+	}
+	if err := remember(o.vol.Journal(), sourceKey(r.id), next); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.source.memory = next
+	if then != nil {
+		then(&r.source)
+	}
+	return nil
 }
 
 // remove ends a membership; the view of a pending transfer is closed.
@@ -192,16 +231,23 @@ func (o *origin) remove(r *relationship) error {
 	o.mu.Lock()
 	delete(o.members, r.id)
 	o.mu.Unlock()
+	view, err := o.forgetMemory(r)
+	r.stopVerify(VerifyStopped, nil)
+	if view != nil {
+		err = errors.Join(err, view.Close())
+	}
+	return errors.Join(err, o.forget())
+}
+
+// forgetMemory ends what the source's end remembers, and gives the view of the pending transfer.
+func (o *origin) forgetMemory(r *relationship) (View, error) {
+	r.source.remembering.Lock()
+	defer r.source.remembering.Unlock()
 	r.mu.Lock()
 	view := r.source.view
 	r.source.view, r.source.memory = nil, sourceMemory{}
 	r.mu.Unlock()
-	r.stopVerify(VerifyStopped, nil)
-	var err error
-	if view != nil {
-		err = view.Close()
-	}
-	return errors.Join(err, o.vol.Journal().SetState(sourceKey(r.id), nil), o.forget())
+	return view, o.vol.Journal().SetState(sourceKey(r.id), nil)
 }
 
 // watch passes the journal's word that something has changed to all members, until ctx ends.
@@ -294,79 +340,102 @@ func (o *origin) sealFor(r *relationship, base journal.Epoch) error {
 		return err
 	}
 	r.mu.Lock()
+	missed := r.source.missed
 	r.source.sealedSince, r.source.dirtySince, r.source.missed = r.source.dirtySince, time.Time{}, 0
 	r.mu.Unlock()
+	err := o.sealAndRemember(r, base, now)
+	if err != nil {
+		r.mu.Lock()
+		r.source.unseal()
+		r.source.missed = missed
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// unseal is for when the pending transfer is not made: what it was to carry is what has changed. It is for holders of
+// the relationship's mu.
+func (e *sourceEnd) unseal() {
+	e.dirtySince, e.sealedSince = earliest(e.dirtySince, e.sealedSince), time.Time{}
+}
+
+func (o *origin) sealAndRemember(r *relationship, base journal.Epoch, now time.Time) error {
 	view, err := o.vol.Seal()
 	if err != nil {
 		return fmt.Errorf("seal of the volume: %w", err)
 	}
 	crashpoint.Here("replicator/source-sealed")
-	ended := false
-	err = o.change(r, func(m *sourceMemory) {
-		if ended = r.removed || r.rec.State == StateEnded; ended { // by the target's word, meanwhile: remove has let go of everything
-			return
+	err = o.change(r, func(m *sourceMemory) error {
+		if r.removed || r.rec.State == StateEnded { // by the target's word, meanwhile: remove has let go of everything
+			return errEnded
 		}
-		r.source.view = view
 		p := &pendingTransfer{Base: base, Epoch: view.Epoch(), Time: now, Compare: m.Compare}
 		if p.Compare != nil {
 			p.Base, p.Compare = 0, m.Compared.and(p.Compare)
 		}
 		m.Pending, m.Compare, m.Given = p, nil, max(m.Given, p.Epoch)
-	})
-	if ended {
-		return errors.Join(errEnded, o.vol.Journal().SetState(sourceKey(r.id), nil), view.Close())
+		return nil
+	}, func(e *sourceEnd) { e.view = view })
+	if err != nil {
+		err = errors.Join(err, view.Close())
 	}
 	return err
 }
 
 // drop gives the pending transfer up.
 func (o *origin) drop(r *relationship) error {
-	return o.settle(r, false, func(e *sourceEnd) {
-		e.dirtySince = earliest(e.dirtySince, e.sealedSince)
-		e.memory.Compare = e.memory.Pending.Compare.and(e.memory.Compare)
-	})
+	return o.settle(r, false, func(m *sourceMemory) { m.Compare = m.Pending.Compare.and(m.Compare) }, (*sourceEnd).unseal)
 }
 
 // confirm notes that the target holds the pending transfer's seal.
 func (o *origin) confirm(r *relationship) error {
-	return o.settle(r, true, func(e *sourceEnd) {
-		m := &e.memory
-		compared := m.Pending.Compare != nil || m.Reached != 0 // that one compared, if anything had to
+	compared := false
+	return o.settle(r, true, func(m *sourceMemory) {
+		compared = m.Pending.Compare != nil || m.Reached != 0 // that one compared, if anything had to
 		m.Reached, m.Lacking, m.Compared = 0, nil, nil
 		if c := m.Compare; c != nil && c.Base == m.Epoch && !c.All { // what has changed up to now went with this one
 			moved := *c
 			moved.Base = m.Pending.Epoch
 			m.Compare = &moved
 		}
-		e.repairing = e.repairing && (!compared || m.Compare != nil)
 		m.Epoch, m.Time = m.Pending.Epoch, m.Pending.Time
-		r.point = RecoveryPoint{Epoch: uint64(m.Epoch), Time: m.Time}
+	}, func(e *sourceEnd) {
+		e.repairing = e.repairing && (!compared || e.memory.Compare != nil)
+		r.point = RecoveryPoint{Epoch: uint64(e.memory.Epoch), Time: e.memory.Time}
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
 }
 
+// errSettled says that there is no pending transfer.
+var errSettled = errors.New("no transfer is pending")
+
 // settle ends the pending transfer, if there is one.
-func (o *origin) settle(r *relationship, confirmed bool, how func(*sourceEnd)) error {
+func (o *origin) settle(r *relationship, confirmed bool, how func(*sourceMemory), then func(*sourceEnd)) error {
 	var view View
-	settled := false
 	// The journal hears of the new base before it may let go of the seal.
-	err := o.change(r, func(*sourceMemory) {
-		e := &r.source
-		if settled = e.memory.Pending != nil; !settled {
-			return
+	err := o.change(r, func(m *sourceMemory) error {
+		if m.Pending == nil {
+			return errSettled
 		}
-		how(e)
-		e.memory.Pending, e.sealedSince = nil, time.Time{}
+		how(m)
+		m.Pending = nil
+		return nil
+	}, func(e *sourceEnd) {
+		then(e)
+		e.sealedSince = time.Time{}
 		view, e.view = e.view, nil
 		if confirmed && e.wantsView() {
 			e.verify.view, view = view, nil
 		}
 	})
-	if !settled {
+	if errors.Is(err, errSettled) {
 		return nil
 	}
+	if err != nil {
+		return err
+	}
 	crashpoint.Here("replicator/source-remembered")
-	err = errors.Join(err, o.forget())
+	err = o.forget()
 	crashpoint.Here("replicator/source-forgot")
 	if view != nil {
 		err = errors.Join(err, view.Close())

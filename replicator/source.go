@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tandemfs/journal"
 	"tandemfs/replicator/wire"
 )
 
@@ -366,7 +367,7 @@ func (s *sourceSession) due() bool {
 	if doubts, _ := s.origin.vol.NamesInDoubt(); wanted || doubts > 0 {
 		return true
 	}
-	if s.pos.Epoch != 0 && s.pos.Reached == 0 && !s.pos.Dirty && !j.Dirty() && uint64(j.Epoch()) <= s.pos.Epoch+1 {
+	if s.pos.Epoch != 0 && s.pos.Reached == 0 && !s.pos.Dirty && s.origin.unchangedSince(journal.Epoch(s.pos.Epoch)) {
 		s.r.mu.Lock()
 		s.r.source.dirtySince = time.Time{}
 		s.r.mu.Unlock()
