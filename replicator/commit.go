@@ -58,6 +58,10 @@ func (a *applier) giveUp() error {
 	return remember(a.vol.Journal(), targetKey(a.id), &a.memory)
 }
 
+// errNotDurable says that what was applied may not have reached the disk. The disk says so once: a second try would
+// succeed, and know nothing of what was dropped.
+var errNotDurable = errors.New("what was applied could not be made durable, and is to be sent again")
+
 // commit makes the transfer the target's recovery point (rule A3): it arrived whole, it is the one that
 // was begun, and it is durable before anybody is told. digest is what was received.
 func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wire.Committed, error) {
@@ -66,7 +70,7 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 	}
 	own, err := a.vol.Commit()
 	if err != nil {
-		return wire.Committed{}, err
+		return wire.Committed{}, fmt.Errorf("%w: %w", errNotDurable, err)
 	}
 	crashpoint.Here("replicator/target-committed")
 	a.memory = targetMemory{SourceID: sourceID, Epoch: b.Cursor.Epoch, Time: b.Time, Own: own}

@@ -178,7 +178,8 @@ func (i *inventory) digest(t *step, f File, x journal.Extent) error {
 	return i.digested(x, sha256.Sum256(p))
 }
 
-// mostAsked bounds what a target asks for ahead: more than the files of the frames that can be under way.
+// mostAsked bounds the files that a target asks for ahead, and their extents: more than the files of the frames that
+// can be under way, or the digests in them that differ.
 const mostAsked = 1 << 18
 
 // pacedFlush is after how much content digests are sent that do not fill a frame: the target reads as much at once.
@@ -197,9 +198,10 @@ func (i *inventory) paced(n int) error {
 
 // asked is what the target has asked for and has not been sent. Its methods may be called concurrently.
 type asked struct {
-	mu    sync.Mutex
-	files []wire.WantFile
-	done  chan struct{} // gets a value for each Want that is done
+	mu      sync.Mutex
+	files   []wire.WantFile
+	extents int           // of all files
+	done    chan struct{} // gets a value for each Want that is done
 }
 
 func newAsked() *asked { return &asked{done: make(chan struct{}, 1)} }
@@ -215,10 +217,11 @@ func (a *asked) add(w wire.Want) error {
 	}
 	a.mu.Lock()
 	a.files = append(a.files, w.Files...)
-	waiting := len(a.files)
+	a.extents += extents
+	files, extents := len(a.files), a.extents
 	a.mu.Unlock()
-	if waiting > mostAsked {
-		return fmt.Errorf("%w: it asks for %d files, and does not wait for them", wire.ErrFrame, waiting)
+	if files > mostAsked || extents > mostAsked {
+		return fmt.Errorf("%w: it asks for %d files and %d extents, and does not wait for them", wire.ErrFrame, files, extents)
 	}
 	if !w.Done {
 		return nil
@@ -251,6 +254,7 @@ func (a *asked) next() (wire.WantFile, bool) {
 	}
 	w := a.files[0]
 	a.files = a.files[1:]
+	a.extents -= len(w.Extents)
 	return w, true
 }
 

@@ -323,14 +323,14 @@ func (s *targetSession) apply() error {
 	return nil
 }
 
-// stop ends a transfer that cannot go on. What does not fit will not fit a second time: then the next
-// transfer starts over.
+// stop ends a transfer that cannot go on. What does not fit will not fit a second time, and what may be lost cannot be
+// built on: then the next transfer starts over.
 func (s *targetSession) stop(err error) error {
 	keep := s.applier.suspend
 	if class(err) == wire.ClassNoSpace {
 		s.r.endVerification() // which holds what was changed since its recovery point
 	}
-	if class(err) == wire.ClassDivergence {
+	if class(err) == wire.ClassDivergence || errors.Is(err, errNotDurable) {
 		keep = s.applier.giveUp
 	}
 	return s.fail(errors.Join(err, keep()))
@@ -343,7 +343,7 @@ func (s *targetSession) fail(err error) error {
 		err = fmt.Errorf("%w on this node: make room, and the transfer goes on by itself: %w", errFull, err)
 	}
 	s.r.fail(failedJob(err), err, time.Time{})
-	if s.conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: err.Error()}) == nil {
+	if s.conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: errorText(err)}) == nil {
 		s.drain(time.After(lastWord))
 	}
 	s.cancel(err)

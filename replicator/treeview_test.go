@@ -14,6 +14,14 @@ import (
 // The reading side of a tree.
 
 func (v *tree) Seal() (View, error) {
+	v.mu.Lock()
+	broken := v.broken
+	v.mu.Unlock()
+	if broken != nil {
+		if err := broken("seal"); err != nil {
+			return nil, err
+		}
+	}
 	v.ops.Lock()
 	defer v.ops.Unlock()
 	n, err := v.j.Seal(true)

@@ -40,7 +40,7 @@ func (m *Manager) verified(conn *wire.Conn, content []byte) error {
 	defer r.endVerify(part)
 	c := &verifiedSession{ctx: ctx, r: r, conn: conn, sum: sha256.New()}
 	if err := c.serve(m, q); err != nil {
-		_ = conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: err.Error()}) // else the connection is the reason
+		_ = conn.Send(wire.TypeFailed, wire.Failed{Class: class(err), Text: errorText(err)}) // else the connection is the reason
 		return err
 	}
 	return nil
