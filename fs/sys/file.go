@@ -111,6 +111,9 @@ func WriteAt(fd int, p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// BeginWriting has the kernel begin to write what is cached of a file. It waits for nothing and promises nothing.
+func BeginWriting(fd int) { _ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) }
+
 // Truncate is ftruncate(2).
 func Truncate(fd int, size int64) error {
 	return again("ftruncate", func() error { return unix.Ftruncate(fd, size) })

@@ -22,10 +22,7 @@ func (o *openInode) Image() (journal.Image, error) {
 // Keep is journal.Before's. Where there is no room, views that nobody asked for by name are given up; when
 // only such views needed the copy, the change goes on without it.
 func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
-	err := o.roomToKeep(x)
-	if err == nil {
-		err = o.v.before.keep(n, o.id, o.fd, x)
-	}
+	err := o.keep(n, x)
 	if err == nil {
 		o.v.freeIfUseless()
 		return nil
@@ -37,14 +34,21 @@ func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {
 	return nil
 }
 
-// roomToKeep gives ENOSPC where a copy of x, as far as the file reaches, would take what the journal needs.
-func (o *openInode) roomToKeep(x journal.Extents) error {
-	var n Inode
-	if err := o.v.statOpen(o, &n); err != nil {
+// keep keeps x as far as the file reaches: what lies behind its end is nothing. It gives ENOSPC where the copy would
+// take what the journal needs.
+func (o *openInode) keep(n journal.Epoch, x journal.Extents) error {
+	var st unix.Statx_t
+	if err := sys.Stat(o.fd, "", &st); err != nil {
 		return err
 	}
-	within := x.Intersect(journal.Extent{Off: 0, End: int64(n.Stat.Size)})
-	return o.v.roomFor(within.Len())
+	within := x.Intersect(journal.Extent{Off: 0, End: int64(st.Size)})
+	if len(within) == 0 {
+		return nil
+	}
+	if err := o.v.roomFor(within.Len()); err != nil {
+		return err
+	}
+	return o.v.before.keep(n, o.id, o.fd, within)
 }
 
 // Where is journal.Before's.

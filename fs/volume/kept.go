@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -42,6 +43,8 @@ type keptCopy struct {
 	fd    int
 	users int
 	stale bool // no longer in the cache: closed by the last user
+	// unwritten is how many bytes were copied into it since the kernel was told to begin to write.
+	unwritten atomic.Int64
 }
 
 // maxCopies is how many copies stay open between uses.
@@ -75,6 +78,10 @@ func epochName(n journal.Epoch) string { return strconv.FormatUint(uint64(n), 10
 // cached of the source, and whoever writes to that afterwards has it find new blocks. ext4 copies in any case, and btrfs
 // shares at once.
 const smallCopy = 128 << 10
+
+// mostUnwritten is how many bytes of small copies XFS is left with in memory. What has no place on the disk yet is one
+// extent each there, and XFS goes through all of a file's whenever it logs a change of its times.
+const mostUnwritten = 1 << 20
 
 var smallCopies = sync.Pool{New: func() any { return new([smallCopy]byte) }}
 
@@ -252,23 +259,15 @@ func (k *kept) evict(key copyKey) {
 }
 
 // keep copies stretches of an open file, as they are now, under an epoch: data as data, which a filesystem that
-// can do so shares, holes as holes. What lies behind the file's end is nothing.
+// can do so shares, holes as holes.
 func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal.Extents) error {
-	var st unix.Statx_t
-	if err := sys.Stat(fd, "", &st); err != nil {
-		return err
-	}
-	stretches = stretches.Intersect(journal.Extent{Off: 0, End: int64(st.Size)})
-	if len(stretches) == 0 {
-		return nil
-	}
 	c, err := k.open(n, id, true)
 	if err != nil {
 		return err
 	}
 	defer k.done(c)
 	for _, e := range stretches {
-		if err := k.copyStretch(fd, c.fd, e); err != nil {
+		if err := k.copyStretch(fd, c, e); err != nil {
 			return err
 		}
 	}
@@ -276,8 +275,8 @@ func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal
 	return nil
 }
 
-// copyStretch copies the data of a stretch to the same place in another file.
-func (k *kept) copyStretch(from, to int, e journal.Extent) error {
+// copyStretch copies the data of a stretch to the same place in a copy.
+func (k *kept) copyStretch(from int, to *keptCopy, e journal.Extent) error {
 	for off := e.Off; off < e.End; {
 		data, ok, err := sys.NextData(from, off, e.End)
 		if err != nil || !ok {
@@ -297,10 +296,10 @@ func (k *kept) copyStretch(from, to int, e journal.Extent) error {
 	return nil
 }
 
-// copySome copies at most so many bytes to the same place in another file. It gives fewer, 0 too, where the file ends.
-func (k *kept) copySome(from, to int, off, size int64) (int, error) {
+// copySome copies at most so many bytes to the same place in a copy. It gives fewer, 0 too, where the file ends.
+func (k *kept) copySome(from int, to *keptCopy, off, size int64) (int, error) {
 	if size > k.copied {
-		return sys.CopyRange(from, off, to, off, int(size))
+		return sys.CopyRange(from, off, to.fd, off, int(size))
 	}
 	buf := smallCopies.Get().(*[smallCopy]byte)
 	defer smallCopies.Put(buf)
@@ -308,7 +307,11 @@ func (k *kept) copySome(from, to int, off, size int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return sys.WriteAt(to, buf[:n], off)
+	if to.unwritten.Add(int64(n)) > mostUnwritten {
+		to.unwritten.Store(0)
+		sys.BeginWriting(to.fd)
+	}
+	return sys.WriteAt(to.fd, buf[:n], off)
 }
 
 // take moves an inode, which loses its last name by that, under an epoch.
