@@ -346,6 +346,9 @@ func (j *Journal) Close() error {
 	defer j.mu.Unlock()
 	err = errors.Join(err, j.store.close())
 	if err == nil {
+		err = j.store.syncAll()
+	}
+	if err == nil {
 		j.mark.Clean = true
 		j.mark.Store, err = storeDigest(filepath.Join(j.dir, storeName))
 	}

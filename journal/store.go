@@ -351,6 +351,15 @@ func (s *store) syncFiles() error {
 	}
 }
 
+// syncAll makes the files of a store that is closed durable: Badger cuts some of them to their length last.
+func (s *store) syncAll() error {
+	files, err := filepath.Glob(filepath.Join(s.dir, "*"))
+	for _, name := range append(files, s.dir) {
+		err = errors.Join(err, syncPath(name))
+	}
+	return err
+}
+
 // size is the number of bytes on the disk.
 func (s *store) size() int64 { return diskUsage(s.dir) }
 

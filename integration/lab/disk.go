@@ -36,6 +36,35 @@ func Disk(t T, kind string, size int64) string {
 	return mountPoint
 }
 
+// CutDisk is Disk, with a function that puts in the disk's place what a power cut at that moment leaves of it, of any
+// kind of filesystem: a copy of what has come to the device, mounted anew. Nothing may use the disk then.
+func CutDisk(t T, kind string, size int64) (mountPoint string, cut func()) {
+	t.Helper()
+	device, mountPoint := newDisk(t, kind, size, Dir(t))
+	t.Cleanup(func() { device.Close() })
+	return mountPoint, func() {
+		t.Helper()
+		left, err := os.CreateTemp(Dir(t), "left-")
+		if err != nil {
+			t.Fatalf("copy the disk: %v", err)
+		}
+		defer left.Close()
+		out, err := exec.Command("dd", "if="+device.Name(), "of="+left.Name(), "bs=1M", "iflag=direct", "conv=sparse").CombinedOutput()
+		if err != nil {
+			t.Fatalf("copy the disk: %v\n%s", err, out)
+		}
+		if err := errors.Join(unmount(mountPoint), device.Close()); err != nil {
+			t.Fatalf("take the disk away: %v", err)
+		}
+		if device, err = attachAny(left); err != nil {
+			t.Fatalf("loop device: %v", err)
+		}
+		if err := unix.Mount(device.Name(), mountPoint, kind, 0, mkfs[kind].mount); err != nil {
+			t.Fatalf("mount what is left: %v", err)
+		}
+	}
+}
+
 // newDisk is Disk in a directory that is given; the device is the caller's to close.
 func newDisk(t T, kind string, size int64, dir string) (*os.File, string) {
 	t.Helper()
@@ -79,6 +108,11 @@ func loopDevice(dir string, size int64) (*os.File, error) {
 	if err := image.Truncate(size); err != nil {
 		return nil, err
 	}
+	return attachAny(image)
+}
+
+// attachAny attaches an image to a free loop device.
+func attachAny(image *os.File) (*os.File, error) {
 	control, err := os.Open("/dev/loop-control")
 	if err != nil {
 		return nil, err
