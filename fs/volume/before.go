@@ -19,6 +19,17 @@ func (o *openInode) Image() (journal.Image, error) {
 	return journal.Image{Attr: sys.Attr(&n.Stat), Xattrs: xattrs}, err
 }
 
+// withoutName is an inode that has lost its last name and is about to get one: for the views of the time in between it
+// does not exist, whatever name it has where older views find it.
+type withoutName struct{ *openInode }
+
+// Image is journal.Before's.
+func (o withoutName) Image() (journal.Image, error) {
+	img, err := o.openInode.Image()
+	img.Attr.Nlink = 0
+	return img, err
+}
+
 // Keep is journal.Before's. Where there is no room, views that nobody asked for by name are given up; when
 // only such views needed the copy, the change goes on without it.
 func (o *openInode) Keep(n journal.Epoch, x journal.Extents) error {

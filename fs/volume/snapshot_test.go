@@ -453,3 +453,29 @@ func TestASnapshotThatWasKeptWhilePowerWasLostIsSuspect(t *testing.T) {
 		must(t, v.Close())
 	}
 }
+
+// A transfer may have to begin again in the middle: what it reads must not depend on when it does.
+func TestWhatWasRemovedIsNotThereForAViewFromBeforeItCameBack(t *testing.T) {
+	v := opened(t)
+	id := v.mustFile(t, v.root, "f", "content")
+	v.mustSnapshot(t, "s")
+	must(t, v.Unlink(v.root, "f"))
+	w, err := v.Seal()
+	must(t, err)
+	defer w.Close()
+	look := func(when string) {
+		t.Helper()
+		if a, err := w.Stat(id); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: it has %+v, %v", when, a, err)
+		}
+		if _, err := w.Xattrs(id); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: its extended attributes give %v", when, err)
+		}
+	}
+	look("before")
+	_, err = v.Restore("s", "")
+	must(t, err)
+	look("after")
+	must(t, v.Unlink(v.root, "f"))
+	look("when it is removed again")
+}
