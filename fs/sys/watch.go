@@ -237,7 +237,8 @@ func (e *Event) take(kind byte, id journal.Ident, name string) {
 }
 
 // Within opens a directory by its identity (O_PATH) and gives its path below the root, "/" for the root itself;
-// the caller closes fd. A directory that is gone, or lies elsewhere on the filesystem, gives ESTALE.
+// the caller closes fd. Of a path that is too long for the kernel it is the beginning, with "..." at the end. A directory
+// that is gone, or lies elsewhere on the filesystem, gives ESTALE.
 func (b *Backing) Within(dir journal.Ident) (fd int, path string, err error) {
 	fd, err = b.OpenIdent(dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
@@ -253,13 +254,32 @@ func (b *Backing) Within(dir journal.Ident) (fd int, path string, err error) {
 		}
 	}
 	if err == nil {
-		path, err = PathOf(fd)
+		path, err = pathOrStart(fd)
 	}
 	if err != nil {
 		Close(fd)
 		return -1, "", err
 	}
 	return fd, path, nil
+}
+
+// pathOrStart is PathOf for a directory whose path may be too long.
+func pathOrStart(fd int) (path string, err error) {
+	for at, rest := fd, ""; ; {
+		path, err = PathOf(at)
+		up := -1
+		if errors.Is(err, unix.ENAMETOOLONG) {
+			rest = "/..."
+			up, err = Open(at, "..", unix.O_PATH|unix.O_DIRECTORY, 0)
+		}
+		if at != fd {
+			Close(at)
+		}
+		if up < 0 {
+			return path + rest, err
+		}
+		at = up
+	}
 }
 
 // Clock is the clock that the kernel takes change times from: what is changed after it was read has a change time

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"errors"
-	"path"
 
 	"golang.org/x/sys/unix"
 
@@ -300,8 +299,7 @@ func (v *Volume) place(o, d *openInode, name string) error {
 	return v.moveDirectory(o.id, d, name)
 }
 
-// moveDirectory renames a directory from where it is, which the kernel tells: its parent is "..", and the
-// last element of its path is its name there.
+// moveDirectory renames a directory from where it is: its parent is "..".
 func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) error {
 	self, err := v.open.get(id, reachDir)
 	if err != nil {
@@ -317,11 +315,10 @@ func (v *Volume) moveDirectory(id journal.Ident, d *openInode, name string) erro
 		return err
 	}
 	defer v.open.put(parent)
-	where, err := sys.PathOf(self.fd)
+	old, _, err := v.lastName(self, parentID)
 	if err != nil {
 		return err
 	}
-	old := path.Base(where)
 	now, err := v.backing.IdentAt(parent.fd, old)
 	if err != nil && err != unix.ENOENT {
 		return err

@@ -185,6 +185,37 @@ func TestWhatIsChangedAroundTheMountIsRecorded(t *testing.T) {
 	}
 }
 
+func TestWhatIsChangedAroundTheMountInVeryDeepDirectoriesIsRecorded(t *testing.T) {
+	v := below(t, "")
+	deep := v.deepDir(t, v.root)
+	id := v.mustFile(t, deep, "f", "old")
+	at, err := unix.Open(v.Path(), unix.O_PATH|unix.O_CLOEXEC, 0)
+	must(t, err)
+	for range 20 {
+		up := at
+		at, err = unix.Openat(up, strings.Repeat("n", 250), unix.O_PATH|unix.O_CLOEXEC, 0)
+		must(t, err)
+		must(t, unix.Close(up))
+	}
+	defer unix.Close(at)
+	v.noticed(t)
+	since, err := v.journal.Seal(false)
+	must(t, err)
+	v.shell(t, fmt.Sprintf("echo new >/proc/%d/fd/%d/f", os.Getpid(), at))
+	v.noticed(t)
+	upto, err := v.journal.Seal(false)
+	must(t, err)
+	changes, err := v.journal.Changes(since, upto)
+	must(t, err)
+	c, _, err := changes.Inode(id)
+	if err != nil || c.What&journal.Data == 0 {
+		t.Errorf("recorded is %v, %v", c.What, err)
+	}
+	if last := v.Around().LastPath; !strings.HasSuffix(last, "/.../f") {
+		t.Errorf("it is reported as %q", last)
+	}
+}
+
 func TestTheVolumesOwnChangesAreNotTakenForForeignOnes(t *testing.T) {
 	v := below(t, "")
 	dir := v.mustDir(t, v.root, "dir")

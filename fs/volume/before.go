@@ -56,10 +56,43 @@ func (o *openInode) keep(n journal.Epoch, x journal.Extents) error {
 	if len(within) == 0 {
 		return nil
 	}
-	if err := o.v.roomFor(within.Len()); err != nil {
+	if err := o.roomToKeep(within); err != nil {
 		return err
 	}
 	return o.v.before.keep(n, o.id, o.fd, within)
+}
+
+// roomToKeep is roomFor for a copy of x. A hole takes none, nor does what the filesystem shares; of little that is not
+// worth to find out.
+func (o *openInode) roomToKeep(x journal.Extents) error {
+	size := x.Len()
+	if size > smallCopy {
+		if o.v.before.shares {
+			return nil
+		}
+		var err error
+		if size, err = dataIn(o.fd, x); err != nil {
+			return err
+		}
+	}
+	return o.v.roomFor(size)
+}
+
+// dataIn gives how many bytes of the stretches of a file are data.
+func dataIn(fd int, stretches journal.Extents) (size int64, err error) {
+	for _, e := range stretches {
+		for off := e.Off; off < e.End; {
+			data, ok, err := sys.NextData(fd, off, e.End)
+			if err != nil {
+				return 0, err
+			}
+			if !ok {
+				break
+			}
+			size, off = size+data.Len(), data.End
+		}
+	}
+	return size, nil
 }
 
 // Where is journal.Before's.

@@ -445,11 +445,47 @@ func (v *Volume) placeOf(id journal.Ident) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	where, err := sys.PathOf(d.fd)
-	if err == nil && strings.HasPrefix(where, "/"+StateDir+"/") { // it has no name, but is kept for views
+	name, kept, err := v.lastName(d, parent)
+	if err == nil && kept {
 		err = fs.ErrNotExist
 	}
-	return place{parent, where[strings.LastIndexByte(where, '/')+1:]}, err
+	return place{parent, name}, err
+}
+
+// lastName gives the name that an open directory has in its parent; the root has none, which gives ESTALE. One that is
+// kept for views has one that is nobody else's concern.
+func (v *Volume) lastName(d *openInode, parent journal.Ident) (name string, kept bool, err error) {
+	where, err := sys.PathOf(d.fd)
+	if errors.Is(err, unix.ENAMETOOLONG) { // what is kept has short paths
+		name, err = v.nameIn(parent, d.id)
+		return name, false, err
+	}
+	if err == nil && where == "/" {
+		err = unix.ESTALE
+	}
+	return where[strings.LastIndexByte(where, '/')+1:], strings.HasPrefix(where, "/"+StateDir+"/"), err
+}
+
+// nameIn looks for the name of an inode in a directory; ESTALE where there is none.
+func (v *Volume) nameIn(dir, id journal.Ident) (name string, err error) {
+	d, err := v.open.get(dir, reachDir)
+	if err != nil {
+		return "", err
+	}
+	defer v.open.put(d)
+	err = v.ReadDir(dir, 0, direntBuffer, func(e *sys.Dirent) bool {
+		if e.Ino != id.Ino || e.IsDot() {
+			return true
+		}
+		if now, err := v.backing.IdentAt(d.fd, string(e.Name)); err == nil && now == id {
+			name = string(e.Name)
+		}
+		return name == ""
+	})
+	if err == nil && name == "" {
+		err = unix.ESTALE
+	}
+	return name, err
 }
 
 // learnMoved goes through the names that were touched since the view.
@@ -533,22 +569,40 @@ func (v *Volume) changedExtents(a, b *View, path string) (*ViewFile, journal.Ext
 	if attr.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, nil, fmt.Errorf("%s is no regular file: %w", path, fs.ErrInvalid)
 	}
-	extents := journal.Extents{}
-	if a.epoch < b.epoch {
-		changes, err := v.journal.Changes(a.epoch, b.epoch)
-		if err != nil {
-			return nil, nil, err
-		}
-		c, _, err := changes.Inode(id)
-		if err != nil {
-			return nil, nil, err
-		}
-		if extents = c.Extents; c.What&journal.Created != 0 {
-			extents = journal.Extents{{Off: 0, End: attr.Size}}
-		}
+	extents, err := v.changedContent(a, b, id, attr.Size)
+	if err != nil {
+		return nil, nil, err
 	}
 	f, err := b.Open(id)
-	return f, extents.Intersect(journal.Extent{Off: 0, End: attr.Size}), err
+	return f, extents, err
+}
+
+// changedContent gives what differs of the content of an inode that has a size in the newer view. Where that is larger
+// than it was, nobody need have written what was added.
+func (v *Volume) changedContent(a, b *View, id journal.Ident, size int64) (journal.Extents, error) {
+	if a.epoch == b.epoch {
+		return nil, nil
+	}
+	changes, err := v.journal.Changes(a.epoch, b.epoch)
+	if err != nil {
+		return nil, err
+	}
+	c, _, err := changes.Inode(id)
+	if err != nil {
+		return nil, err
+	}
+	if c.What&journal.Created != 0 {
+		return journal.Extents{{Off: 0, End: size}}, nil
+	}
+	was, err := a.Stat(id)
+	if err != nil {
+		return nil, err
+	}
+	extents := journal.Extents(c.Extents)
+	if was.Size < size {
+		extents = extents.Add(journal.Extent{Off: was.Size, End: size})
+	}
+	return extents.Intersect(journal.Extent{Off: 0, End: size}), nil
 }
 
 // resolve gives the inode at a path.

@@ -25,7 +25,8 @@ import (
 // with all numbers in decimal. Its methods may be called concurrently.
 type kept struct {
 	fd     int
-	copied int64 // data up to this many bytes is copied, more is shared where the filesystem can
+	shares bool  // the filesystem can share data between files, which takes no room
+	copied int64 // data up to this many bytes is copied all the same
 
 	mu      sync.Mutex
 	removed map[journal.Ident]journal.Epoch // what is there as r..., and in which epoch
@@ -95,6 +96,7 @@ func openKept(stateFD int, magic int64) (*kept, error) {
 		return nil, err
 	}
 	k := &kept{fd: fd, removed: map[journal.Ident]journal.Epoch{}, copies: map[copyKey]*keptCopy{}}
+	k.shares = magic == unix.XFS_SUPER_MAGIC || magic == unix.BTRFS_SUPER_MAGIC
 	if magic == unix.XFS_SUPER_MAGIC {
 		k.copied = smallCopy
 	}
@@ -268,10 +270,20 @@ func (k *kept) keep(n journal.Epoch, id journal.Ident, fd int, stretches journal
 	defer k.done(c)
 	for _, e := range stretches {
 		if err := k.copyStretch(fd, c, e); err != nil {
-			return err
+			return errors.Join(err, uncopy(c.fd, stretches))
 		}
 	}
 	crashpoint.Here("volume/content-kept")
+	return nil
+}
+
+// uncopy frees what was copied of stretches that then are not kept.
+func uncopy(fd int, stretches journal.Extents) error {
+	for _, e := range stretches {
+		if err := sys.PunchHole(fd, e); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

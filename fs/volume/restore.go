@@ -59,7 +59,7 @@ func (v *Volume) restore(w *View, safety journal.Epoch, path string) error {
 
 // restorePath brings one path back by comparing what there was with what there is.
 func (v *Volume) restorePath(w *View, path string) error {
-	r := pathRestore{v: v, w: w, made: map[journal.Ident]journal.Ident{}}
+	r := pathRestore{v: v, w: w, first: map[journal.Ident]journal.Ident{}}
 	names := strings.Split(path, "/")
 	was, dir := v.root, v.root
 	for i, name := range names {
@@ -84,9 +84,9 @@ func (v *Volume) restorePath(w *View, path string) error {
 
 // pathRestore brings back what is at and below one path.
 type pathRestore struct {
-	v    *Volume
-	w    *View
-	made map[journal.Ident]journal.Ident // what was made in place of an inode with several names
+	v     *Volume
+	w     *View
+	first map[journal.Ident]journal.Ident // what was brought back, under its first name, as an inode with several
 }
 
 // parent gives the directory on the way to the path; one that is missing is made, without what was in it.
@@ -108,32 +108,43 @@ func (r *pathRestore) parent(id, dir journal.Ident, name string) (journal.Ident,
 func kindOf(image journal.Image) uint32 { return image.Attr.Mode & unix.S_IFMT }
 
 // target gives the inode that is to become what id was: the one that stands there, if it is that one or both
-// are directories, or a new one; what else stood there is moved aside.
+// are directories, or a new one; what else stood there is moved aside. Names of one inode get one inode.
 func (r *pathRestore) target(id journal.Ident, was journal.Image, dir journal.Ident, name string) (now journal.Ident, isNew bool, err error) {
-	now, err = r.v.identOf(dir, name)
-	if err != nil || now == id {
+	if first, ok := r.first[id]; ok {
+		return first, false, r.v.Place(first, dir, name)
+	}
+	if now, err = r.v.identOf(dir, name); err != nil {
 		return now, false, err
 	}
-	if !now.IsZero() && kindOf(was) == unix.S_IFDIR {
-		var n Inode
-		if err := r.v.Stat(now, &n); err != nil || n.IsDir() {
-			return now, false, err
-		}
+	use, err := r.usable(id, was, now)
+	if err == nil && !use {
+		now, err = r.create(id, was, dir, name)
 	}
-	if made, ok := r.made[id]; ok {
-		return made, false, r.v.Place(made, dir, name)
+	if err == nil && was.Attr.Nlink > 1 && kindOf(was) != unix.S_IFDIR {
+		r.first[id] = now
 	}
+	return now, !use, err
+}
+
+// usable reports whether what stands there can become what id was.
+func (r *pathRestore) usable(id journal.Ident, was journal.Image, now journal.Ident) (bool, error) {
+	if now == id || now.IsZero() || kindOf(was) != unix.S_IFDIR {
+		return now == id, nil
+	}
+	var n Inode
+	err := r.v.Stat(now, &n)
+	return n.IsDir(), err
+}
+
+// create makes an inode of the kind that id was.
+func (r *pathRestore) create(id journal.Ident, was journal.Image, dir journal.Ident, name string) (now journal.Ident, err error) {
 	symlink := ""
 	if kindOf(was) == unix.S_IFLNK {
 		if symlink, err = r.w.Readlink(id); err != nil {
-			return now, false, err
+			return now, err
 		}
 	}
-	now, err = r.v.Create(was.Attr.Mode, was.Attr.Rdev, symlink, dir, name)
-	if err == nil && was.Attr.Nlink > 1 && kindOf(was) != unix.S_IFDIR {
-		r.made[id] = now
-	}
-	return now, true, err
+	return r.v.Create(was.Attr.Mode, was.Attr.Rdev, symlink, dir, name)
 }
 
 // bring makes dir/name what id was, with all that was below it.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"tandemfs/journal"
 	"tandemfs/journal/crashpoint"
@@ -28,9 +29,31 @@ type Snapshot struct {
 }
 
 // snapshots are a volume's snapshots, each with its open view.
+//
+// Who takes one waits for a seal, that is for every operation under way, and on a target for a turn, that is for
+// requests. Both may ask for the list meanwhile, so only mu, with which nobody waits for them, stands before that.
 type snapshots struct {
-	mu     sync.Mutex
-	byName map[string]*openSnapshot
+	changing sync.Mutex // held while one is taken, changed or deleted; taken before mu
+	mu       sync.Mutex // held while byName is used
+	byName   map[string]*openSnapshot
+}
+
+// set notes a snapshot, or with nil that there is none of the name.
+func (s *snapshots) set(name string, o *openSnapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o == nil {
+		delete(s.byName, name)
+		return
+	}
+	s.byName[name] = o
+}
+
+// get gives a snapshot; nil when there is none.
+func (s *snapshots) get(name string) *openSnapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byName[name]
 }
 
 type openSnapshot struct {
@@ -77,8 +100,9 @@ func (v *Volume) recallSnapshots() error {
 
 // checkSnapshotName refuses what could not be a name below SnapshotDir.
 func checkSnapshotName(name string) error {
-	if name == "" || len(name) > 255 || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("%q cannot be a snapshot's name (1 to 255 bytes, no slash): %w", name, fs.ErrInvalid)
+	if name == "" || len(name) > 255 || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") ||
+		!utf8.ValidString(name) { // it is kept as JSON
+		return fmt.Errorf("%q cannot be a snapshot's name (1 to 255 bytes of UTF-8, no slash): %w", name, fs.ErrInvalid)
 	}
 	return nil
 }
@@ -94,7 +118,7 @@ func (v *Volume) CreateSnapshot(name string, expires time.Time) (Snapshot, error
 		if err := checkSnapshotName(name); err != nil {
 			return "", err
 		}
-		if v.snapshots.byName[name] != nil {
+		if v.snapshots.get(name) != nil {
 			return "", fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrExist)
 		}
 		return name, nil
@@ -116,10 +140,10 @@ func (v *Volume) newSnapshot(expires time.Time, name func() (string, error)) (Sn
 	return s, err
 }
 
-// takeSnapshot calls name with the snapshots' mu held.
+// takeSnapshot calls name when no other snapshot is being taken.
 func (v *Volume) takeSnapshot(expires time.Time, name func() (string, error)) (s Snapshot, err error) {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
+	v.snapshots.changing.Lock()
+	defer v.snapshots.changing.Unlock()
 	if s.Name, err = name(); err != nil {
 		return s, err
 	}
@@ -133,16 +157,16 @@ func (v *Volume) takeSnapshot(expires time.Time, name func() (string, error)) (s
 		return s, errors.Join(err, view.Close())
 	}
 	crashpoint.Here("volume/snapshot-saved")
-	v.snapshots.byName[s.Name] = &openSnapshot{s, view}
+	v.snapshots.set(s.Name, &openSnapshot{s, view})
 	return s, nil
 }
 
-// freeName makes a name from the time, without characters that Windows does not show. Called with the
-// snapshots' mu held.
+// freeName makes a name from the time, without characters that Windows does not show. Called when no other
+// snapshot is being taken.
 func (v *Volume) freeName(prefix string) string {
 	base := prefix + time.Now().UTC().Format("2006-01-02_15.04.05")
 	name := base
-	for i := 2; v.snapshots.byName[name] != nil; i++ {
+	for i := 2; v.snapshots.get(name) != nil; i++ {
 		name = fmt.Sprintf("%s_%d", base, i)
 	}
 	return name
@@ -187,18 +211,20 @@ func (v *Volume) Snapshots() []Snapshot {
 	return list
 }
 
-// find gives a snapshot. Called with the snapshots' mu held.
+// find gives a snapshot, which stays what it is: a change of it puts another one in its place.
 func (v *Volume) find(name string) (*openSnapshot, error) {
-	if s := v.snapshots.byName[name]; s != nil {
+	if s := v.snapshots.get(name); s != nil {
 		return s, nil
 	}
-	return nil, fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrNotExist)
+	return nil, v.noSnapshot(name)
+}
+
+func (v *Volume) noSnapshot(name string) error {
+	return fmt.Errorf("snapshot %q of volume %s: %w", name, v.name, fs.ErrNotExist)
 }
 
 // Snapshot finds a snapshot; fs.ErrNotExist if there is none.
 func (v *Volume) Snapshot(name string) (Snapshot, error) {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
 	s, err := v.find(name)
 	if err != nil {
 		return Snapshot{}, err
@@ -208,12 +234,14 @@ func (v *Volume) Snapshot(name string) (Snapshot, error) {
 
 // OpenSnapshot gives a snapshot with the view of it, which the caller closes.
 func (v *Volume) OpenSnapshot(name string) (Snapshot, *View, error) {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
 	s, err := v.find(name)
 	if err != nil {
 		return Snapshot{}, nil, err
 	}
+	if !s.view.use() { // it is being deleted
+		return Snapshot{}, nil, v.noSnapshot(name)
+	}
+	defer s.view.done()
 	view, err := v.holdView(s.Epoch)
 	return s.Snapshot, view, err
 }
@@ -230,8 +258,8 @@ func (v *Volume) DeleteSnapshot(name string) error {
 
 // forgetSnapshot takes a snapshot out of the list and gives its view.
 func (v *Volume) forgetSnapshot(name string) (*View, error) {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
+	v.snapshots.changing.Lock()
+	defer v.snapshots.changing.Unlock()
 	s, err := v.find(name)
 	if err != nil {
 		return nil, err
@@ -240,23 +268,23 @@ func (v *Volume) forgetSnapshot(name string) (*View, error) {
 		return nil, err
 	}
 	crashpoint.Here("volume/snapshot-forgotten")
-	delete(v.snapshots.byName, name)
+	v.snapshots.set(name, nil)
 	return s.view, nil
 }
 
 // SetSnapshotExpiry says when a snapshot may be deleted; zero: never.
 func (v *Volume) SetSnapshotExpiry(name string, expires time.Time) error {
-	v.snapshots.mu.Lock()
-	defer v.snapshots.mu.Unlock()
+	v.snapshots.changing.Lock()
+	defer v.snapshots.changing.Unlock()
 	s, err := v.find(name)
 	if err != nil {
 		return err
 	}
-	changed := s.Snapshot
+	changed := &openSnapshot{s.Snapshot, s.view}
 	changed.Expires = expires
-	if err := v.saveSnapshot(changed); err != nil {
+	if err := v.saveSnapshot(changed.Snapshot); err != nil {
 		return err
 	}
-	s.Snapshot = changed
+	v.snapshots.set(name, changed)
 	return nil
 }

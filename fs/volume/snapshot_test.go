@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tandemfs/journal"
+	"tandemfs/journal/failpoint"
 )
 
 func (v *Volume) mustSnapshot(t *testing.T, name string) {
@@ -49,7 +51,7 @@ func (v *Volume) keptSpace(t *testing.T) (alone map[string]int64, total int64) {
 
 func TestSnapshotNamesAreCheckedAndTakenOnce(t *testing.T) {
 	v := opened(t)
-	for _, name := range []string{".", "..", "a/b", "a\x00b", strings.Repeat("x", 256)} {
+	for _, name := range []string{".", "..", "a/b", "a\x00b", "\xff", strings.Repeat("x", 256)} {
 		if _, err := v.CreateSnapshot(name, time.Time{}); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("name %q: %v", name, err)
 		}
@@ -245,6 +247,46 @@ func TestDiffOfAFileGivesDataAndHoles(t *testing.T) {
 		if _, _, err := v.DiffFile("a", "b", path, "", 1); !errors.Is(err, want) {
 			t.Errorf("path %q: %v", path, err)
 		}
+	}
+}
+
+func TestDiffOfAFileThatBecameLongerHasItsEnd(t *testing.T) {
+	v := opened(t)
+	id := v.mustFile(t, v.root, "f", strings.Repeat("x", 4096))
+	v.mustSnapshot(t, "a")
+	var n Inode
+	must(t, v.SetAttr(id, Setting{Valid: SetSize, Size: 16384}, &n))
+	v.mustSnapshot(t, "b")
+	got, _, err := v.DiffFile("a", "b", "f", "", 10)
+	must(t, err)
+	if want := []Region{{4096, 12288, true}}; !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestALargeHoleIsPassedInFewSteps(t *testing.T) {
+	v := opened(t)
+	id := v.mustFile(t, v.root, "f", "")
+	var n Inode
+	must(t, v.SetAttr(id, Setting{Valid: SetSize, Size: 15 << 40}, &n))
+	v.mustSnapshot(t, "s")
+	_, w, err := v.OpenSnapshot("s")
+	must(t, err)
+	defer w.Close()
+	f, err := w.Open(id)
+	must(t, err)
+	defer f.Close()
+	var calls atomic.Int64
+	disarm := failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "lseek" {
+			calls.Add(1)
+		}
+		return size, nil
+	})
+	_, ok, err := f.NextData(0, journal.MaxOffset)
+	disarm()
+	if ok || err != nil || calls.Load() > 100 {
+		t.Errorf("data %v, %v, after %d calls", ok, err, calls.Load())
 	}
 }
 

@@ -335,10 +335,11 @@ func (f *ViewFile) read(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// How much of a file NextData looks at in one go: at first, and then ever more for as long as it finds nothing.
+// How much of a file NextData looks at in one go: at first, and then ever more for as long as it finds nothing. A file
+// may be one hole of 2^63 bytes.
 const (
 	firstLook = 256 << 10
-	mostLook  = 1 << 30
+	mostLook  = 1 << 61
 )
 
 // NextData gives the first stretch of data at or after off and before end, or the beginning of it; ok is false
@@ -350,7 +351,7 @@ func (f *ViewFile) NextData(off, end int64) (e journal.Extent, ok bool, err erro
 	}
 	end = min(end, size)
 	for look := int64(firstLook); off < end; look = min(2*look, mostLook) {
-		to := min(end, off+look)
+		to := off + min(look, end-off)
 		if e, ok, err = f.dataWithin(journal.Extent{Off: off, End: to}); ok || err != nil {
 			return e, ok, err
 		}
