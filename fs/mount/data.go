@@ -239,22 +239,31 @@ func (r *rawFS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uin
 		return 0, fuse.OK
 	}
 	n, err := q.tree.ListXattr(q.id, dest)
-	if err == nil && len(dest) > 0 && h.Uid != 0 {
-		n = hideTrusted(dest[:n])
+	if h.Uid != 0 && (err == unix.ERANGE || err == nil && n > 0) {
+		n, err = q.listUntrusted(dest)
 	}
 	return uint32(n), r.status(err)
 }
 
-// hideTrusted takes the trusted attributes out of a list, and gives its new length: only root is shown
-// them, and the backing filesystem takes everybody for root.
-func hideTrusted(list []byte) int {
-	kept := list[:0]
-	for name := range bytes.SplitAfterSeq(list, []byte{0}) {
+// listUntrusted is ListXattr without the trusted attributes: only root is shown them, and the backing filesystem takes
+// everybody for root.
+func (q *reading) listUntrusted(dest []byte) (int, error) {
+	all := make([]byte, sys.MaxXattrList)
+	n, err := q.tree.ListXattr(q.id, all)
+	if err != nil {
+		return 0, err
+	}
+	kept := all[:0]
+	for name := range bytes.SplitAfterSeq(all[:n], []byte{0}) {
 		if !bytes.HasPrefix(name, []byte("trusted.")) {
 			kept = append(kept, name...)
 		}
 	}
-	return len(kept)
+	if len(dest) > 0 && len(kept) > len(dest) {
+		return 0, unix.ERANGE
+	}
+	copy(dest, kept)
+	return len(kept), nil
 }
 
 // SetXAttr sets an extended attribute.

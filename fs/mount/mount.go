@@ -251,6 +251,9 @@ func (s *Server) Where(id journal.Ident) (dir journal.Ident, name string, ok boo
 // Moved is volume.Kernel's.
 func (s *Server) Moved(id, dir journal.Ident, name string) { s.table.moved(id, dir, name) }
 
+// Removed is volume.Kernel's.
+func (s *Server) Removed(dir journal.Ident) { s.table.removed(dir) }
+
 func (s *Server) notified(status fuse.Status, what string, id journal.Ident) {
 	if !status.Ok() && status != fuse.ENOENT {
 		s.log.Debug("the kernel's cache was not told", "what", what, "inode", id, "status", status)

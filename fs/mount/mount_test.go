@@ -233,6 +233,12 @@ func TestTrustedAttributesAreListedToRootAlone(t *testing.T) {
 			t.Errorf("%s: root sees %q, %v", dir, list[:n], err)
 		}
 		asNobody(t, func() error { n, err = unix.Flistxattr(fd, list[:]); return err })
+		var fits int
+		asNobody(t, func() error { fits, err = unix.Flistxattr(fd, nil); return err })
+		if fits != n {
+			t.Errorf("%s: nobody is told that the list has %d bytes, it has %d", dir, fits, n)
+		}
+		asNobody(t, func() error { _, err = unix.Flistxattr(fd, list[:fits]); return err })
 		if got := string(list[:n]); got != "user.a\x00user.c\x00" && got != "user.c\x00user.a\x00" {
 			t.Errorf("%s: nobody sees %q", dir, got)
 		}

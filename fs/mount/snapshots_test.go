@@ -359,3 +359,33 @@ func TestTheNameByWhichTheKernelFoundAnInodeIsRemembered(t *testing.T) {
 		t.Error("the root has a name")
 	}
 }
+
+// To the kernel a directory that was removed stays dead, for as long as a program is in it.
+func TestADirectoryThatAProgramIsInCanBeUsedAfterItWasRestored(t *testing.T) {
+	mnt, _, v := mounted(t)
+	dir, over := filepath.Join(mnt, "dir"), filepath.Join(mnt, "over")
+	for _, d := range []string{dir, over} {
+		check(t, os.Mkdir(d, 0o755))
+		in, err := os.Open(d)
+		check(t, err)
+		defer in.Close()
+	}
+	file := filepath.Join(dir, "file")
+	check(t, os.WriteFile(file, []byte("as it was"), 0o644))
+	snapshot(t, v, "then")
+	check(t, os.RemoveAll(dir))
+	check(t, os.Mkdir(filepath.Join(mnt, "new"), 0o755))
+	check(t, unix.Rename(filepath.Join(mnt, "new"), over))
+	_, err := v.Restore("then", "")
+	check(t, err)
+	if got := read(t, file); got != "as it was" {
+		t.Errorf("it holds %q", got)
+	}
+	for _, d := range []string{dir, over} {
+		check(t, os.WriteFile(filepath.Join(d, "more"), nil, 0o644))
+		check(t, os.Remove(filepath.Join(d, "more")))
+	}
+	if got := namesIn(t, dir); got != "file" {
+		t.Errorf("the directory holds %q", got)
+	}
+}

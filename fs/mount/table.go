@@ -141,10 +141,10 @@ func (t *table) forget(number, lookups uint64) (node, bool) {
 		return node{}, false
 	}
 	n := s.node
-	if n.show == showCurrent {
-		delete(t.nodes, n.id)
-	} else {
+	if n.show != showCurrent {
 		delete(t.shown, n)
+	} else if t.nodes[n.id] == uint32(number) { // else it has another one by now
+		delete(t.nodes, n.id)
 	}
 	*s = slot{}
 	t.free = append(t.free, uint32(number))
@@ -166,6 +166,13 @@ func (t *table) moved(id, dir journal.Ident, name string) {
 	if i, ok := t.nodes[id]; ok {
 		t.slots[i].found(uint64(t.nodes[dir]), name)
 	}
+}
+
+// removed has a directory that the kernel removed get another number if the kernel ever finds it again.
+func (t *table) removed(dir journal.Ident) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.nodes, dir)
 }
 
 // where gives the name by which an inode was found last.

@@ -16,9 +16,9 @@ const (
 	XattrCapability = "security.capability"
 )
 
-// maxXattrList and maxXattrValue are the kernel's bounds (XATTR_LIST_MAX, XATTR_SIZE_MAX).
+// The kernel's bounds, in bytes (XATTR_LIST_MAX, XATTR_SIZE_MAX).
 const (
-	maxXattrList  = 64 << 10
+	MaxXattrList  = 64 << 10
 	maxXattrValue = 64 << 10
 )
 
@@ -83,7 +83,7 @@ func Xattrs(fd int) ([]journal.Xattr, error) {
 	list := small[:]
 	n, err := ListXattr(fd, list)
 	if err == unix.ERANGE {
-		list = make([]byte, maxXattrList)
+		list = make([]byte, MaxXattrList)
 		n, err = ListXattr(fd, list)
 	}
 	if err == unix.EOPNOTSUPP || err == nil && n == 0 {

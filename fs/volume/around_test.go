@@ -293,6 +293,7 @@ func TestWhatAProgramHasOpenIsNotLostToItWhenItIsRemovedAroundTheMount(t *testin
 			if n, err := v.Read(f, b[:], 0); err != nil || string(b[:n]) != "content" {
 				t.Errorf("read %q, %v", b[:n], err)
 			}
+			v.SetKernel(nil)
 			v.Forget(f)
 			if _, err := v.open.get(f, reachRead); !isStale(err) {
 				t.Errorf("nobody has it open any more: %v", err)

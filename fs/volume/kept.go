@@ -345,9 +345,9 @@ func (k *kept) link(n journal.Epoch, id journal.Ident, fd int) error {
 	return k.makeDir(n, func(dir int) error { return sys.Link(fd, dir, entryName(removedPrefix, id)) })
 }
 
-// unlink takes link back.
+// unlink takes link back. If no view needs the inode any more the name may be gone already.
 func (k *kept) unlink(n journal.Epoch, id journal.Ident) error {
-	return k.makeDir(n, func(dir int) error { return sys.Unlink(dir, entryName(removedPrefix, id)) })
+	return k.makeDir(n, func(dir int) error { return ignoreAbsent(sys.Unlink(dir, entryName(removedPrefix, id))) })
 }
 
 func (k *kept) note(id journal.Ident, n journal.Epoch) {

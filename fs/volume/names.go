@@ -342,7 +342,7 @@ func (v *Volume) left(l *leaving) {
 		return
 	}
 	v.journal.NoteRemoved(l.ID)
-	v.open.forget(l.ID)
+	v.open.lost(l.ID)
 }
 
 // stays takes touchGoing back where the removal failed.
@@ -385,7 +385,13 @@ func (v *Volume) removeName(dir journal.Ident, name string, isDir bool) error {
 	case !isDir && n.IsDir():
 		return unix.EISDIR
 	}
-	return v.remove(d, name, &n)
+	if err := v.remove(d, name, &n); err != nil {
+		return err
+	}
+	if isDir {
+		v.mounted().Removed(n.ID)
+	}
+	return nil
 }
 
 // remove takes a name from an inode; a directory must be empty. What loses its last name by that and is needed
@@ -516,6 +522,9 @@ func (v *Volume) rename(from *openInode, oldname string, to *openInode, newname 
 		return err
 	}
 	v.left(&l)
+	if l.IsDir() {
+		v.mounted().Removed(l.ID)
+	}
 	v.mounted().Moved(source.ID, to.id, newname)
 	return nil
 }

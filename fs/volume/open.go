@@ -29,9 +29,10 @@ type openInode struct {
 	reach reach
 	// plain: known to carry no set-id bits and no capabilities, so that a write has none to drop.
 	plain atomic.Bool
-	// nameless: it lost its last name, or never had one, and is kept open for the kernel.
+	// nameless: it lost its last name and is kept open for the kernel, whatever name it has where views find it.
 	nameless atomic.Bool
 	users    int        // under openCache.mu
+	clocked  bool       // in openCache.clock; under openCache.mu
 	gone     bool       // replaced or evicted: closed by the last user; under openCache.mu
 	used     bool       // since the clock's hand last passed; under openCache.mu
 	seek     sync.Mutex // held while a directory's position is in use
@@ -162,7 +163,7 @@ func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 		}
 		if c.orphan[id] == old { // keep an orphan's place: Forget looks there
 			o := &openInode{v: c.v, id: id, fd: fd, reach: got, users: 1, used: true}
-			o.nameless.Store(true)
+			o.nameless.Store(old.nameless.Load())
 			c.orphan[id] = o
 			c.retire(old)
 			return o
@@ -170,8 +171,7 @@ func (c *openCache) addLocked(id journal.Ident, fd int, got reach) *openInode {
 		c.drop(old)
 	}
 	o := &openInode{v: c.v, id: id, fd: fd, reach: got, users: 1, used: true}
-	c.inodes[id] = o
-	c.clock = append(c.clock, o)
+	c.enlist(o)
 	c.evict()
 	return o
 }
@@ -183,6 +183,16 @@ func (c *openCache) put(o *openInode) {
 		c.retire(o)
 	}
 	c.unlock()
+}
+
+// enlist makes a descriptor the one of an inode with a name. One that was taken out of the cache a moment ago may be in
+// the clock still. Called with mu held.
+func (c *openCache) enlist(o *openInode) {
+	c.inodes[o.id] = o
+	if !o.clocked {
+		o.clocked = true
+		c.clock = append(c.clock, o)
+	}
 }
 
 // drop takes a descriptor out of the cache. Called with mu held.
@@ -225,6 +235,7 @@ func (c *openCache) evict() {
 // unclock removes what the hand points at. Called with mu held.
 func (c *openCache) unclock() {
 	last := len(c.clock) - 1
+	c.clock[c.hand].clocked = false
 	c.clock[c.hand] = c.clock[last]
 	c.clock[last] = nil
 	c.clock = c.clock[:last]
@@ -234,7 +245,7 @@ func (c *openCache) unclock() {
 func (c *openCache) compact() {
 	kept := c.clock[:0]
 	for _, o := range c.clock {
-		if c.inodes[o.id] == o {
+		if o.clocked = c.inodes[o.id] == o; o.clocked {
 			kept = append(kept, o)
 		}
 	}
@@ -267,7 +278,6 @@ func (c *openCache) holdOpen(o *openInode) {
 	}
 	o.gone = false
 	c.orphan[o.id] = o
-	o.nameless.Store(true)
 }
 
 // orphaned reports whether the inode is kept open only by hold.
@@ -284,16 +294,16 @@ func (c *openCache) adopt(id journal.Ident) {
 	if o := c.orphan[id]; o != nil {
 		delete(c.orphan, id)
 		o.nameless.Store(false)
-		c.inodes[id] = o
-		c.clock = append(c.clock, o)
+		c.enlist(o)
 	}
 }
 
-// release lets go of an inode that hold kept, or of one that is gone.
+// release lets go of an inode that hold kept, unless the kernel refers to it: it may have got to know the inode again
+// since it forgot it.
 func (c *openCache) release(id journal.Ident) {
 	c.mu.Lock()
 	defer c.unlock()
-	if o := c.orphan[id]; o != nil {
+	if o := c.orphan[id]; o != nil && !c.v.mounted().Refers(id) {
 		delete(c.orphan, id)
 		c.retire(o)
 	}
@@ -306,6 +316,18 @@ func (c *openCache) releaseAll() {
 	for id, o := range c.orphan {
 		delete(c.orphan, id)
 		c.retire(o)
+	}
+}
+
+// lost is told of an inode that has lost its last name: unless hold keeps it, its descriptor is closed.
+func (c *openCache) lost(id journal.Ident) {
+	c.mu.Lock()
+	defer c.unlock()
+	if o := c.orphan[id]; o != nil {
+		o.nameless.Store(true)
+	}
+	if o := c.inodes[id]; o != nil {
+		c.drop(o)
 	}
 }
 

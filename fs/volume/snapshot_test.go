@@ -101,6 +101,31 @@ func TestSnapshotsAreThereAfterARestart(t *testing.T) {
 	}
 }
 
+// The snapshot that needs a file goes just before the file would be replaced, and then it cannot be.
+func TestAFailedReplacementOfWhatNobodyNeedsAnyMoreIsTakenBack(t *testing.T) {
+	v := opened(t)
+	id := v.mustFile(t, v.root, "f", "old")
+	v.mustFile(t, v.root, "new", "new")
+	v.mustSnapshot(t, "s")
+	disarm := failpoint.Arm(func(call string, size int) (int, error) {
+		if call != "renameat2" {
+			return size, nil
+		}
+		must(t, v.DeleteSnapshot("s"))
+		name := filepath.Join(v.Path(), StateDir, keptName, epochName(v.journal.Epoch()), entryName(removedPrefix, id))
+		eventually(t, "nothing is kept for it", func() bool { _, err := os.Lstat(name); return os.IsNotExist(err) })
+		return 0, unix.ENOSPC
+	})
+	err := v.Rename(v.root, "new", v.root, "f", 0)
+	disarm()
+	if err != unix.ENOSPC || v.journal.Failed() != nil {
+		t.Errorf("rename gave %v, the journal %v", err, v.journal.Failed())
+	}
+	if got := v.content(t, v.mustLookup(t, v.root, "f").ID); got != "old" {
+		t.Errorf("it holds %q", got)
+	}
+}
+
 func TestDeletingSnapshotsFreesWhatTheyAloneHeld(t *testing.T) {
 	v := opened(t)
 	block := strings.Repeat("x", 4096)

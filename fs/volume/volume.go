@@ -46,6 +46,9 @@ type Kernel interface {
 	Where(journal.Ident) (dir journal.Ident, name string, ok bool)
 	// Moved says that a rename gave the inode this name. The kernel, having moved it itself, will not look it up.
 	Moved(id, dir journal.Ident, name string)
+	// Removed says that a directory was removed at the kernel's request. To the kernel it stays removed for as long as
+	// it knows it: if it comes back, the kernel has to get to know it as another one.
+	Removed(dir journal.Ident)
 	// Turn runs swap, after which Volume.Current gives another tree, so that every reader sees the one tree
 	// and then, at once, the other, whatever the kernel caches. d tells in what the two differ; an error of
 	// its methods, or of Turn's own, leaves swap undone.
@@ -65,6 +68,7 @@ func (noKernel) Where(journal.Ident) (journal.Ident, string, bool) {
 	return journal.Ident{}, "", false
 }
 func (noKernel) Moved(_, _ journal.Ident, _ string) {}
+func (noKernel) Removed(journal.Ident)              {}
 func (noKernel) Turn(_ Differences, swap func()) error {
 	swap()
 	return nil
@@ -323,9 +327,7 @@ func (v *Volume) keep(id journal.Ident) error {
 	if err := v.open.hold(id); err != nil {
 		return err
 	}
-	if !v.mounted().Refers(id) { // its Forget came before the hold
-		v.open.release(id)
-	}
+	v.open.release(id) // its Forget may have come before the hold
 	return nil
 }
 

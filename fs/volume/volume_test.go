@@ -16,6 +16,7 @@ import (
 
 	"tandemfs/fs/sys"
 	"tandemfs/journal"
+	"tandemfs/journal/failpoint"
 )
 
 // opened protects a new directory until the test ends.
@@ -116,6 +117,7 @@ func TestAFileWithoutANameLivesWhileTheKernelRefersToIt(t *testing.T) {
 	if _, err := v.Write(id, [][]byte{[]byte("more")}, 7, false); err != nil {
 		t.Errorf("write: %v", err)
 	}
+	v.SetKernel(nil)
 	v.Forget(id)
 	if _, err := v.Read(id, make([]byte, 1), 0); err != unix.ESTALE {
 		t.Errorf("after Forget read gave %v, want ESTALE", err)
@@ -151,6 +153,54 @@ func TestAFailedRemovalKeepsTheInodeOrdinary(t *testing.T) {
 	}
 	if v.open.orphaned(d) {
 		t.Error("the directory is still held as one without a name")
+	}
+}
+
+func TestADirectoryThatIsNotEmptyHasItsLinksWhileSomebodyTriesToRemoveIt(t *testing.T) {
+	v := opened(t)
+	v.SetKernel(refersToAll{})
+	d := v.mustDir(t, v.root, "dir")
+	v.mustFile(t, d, "file", "")
+	before := v.mustLookup(t, v.root, "dir").Stat.Nlink
+	var during Inode
+	disarm := failpoint.Arm(func(call string, size int) (int, error) {
+		if call == "rmdir" {
+			must(t, v.Stat(d, &during))
+		}
+		return size, nil
+	})
+	err := v.Rmdir(v.root, "dir")
+	disarm()
+	if err != unix.ENOTEMPTY || during.Stat.Nlink != before {
+		t.Errorf("rmdir gave %v; meanwhile it had %d links, before %d", err, during.Stat.Nlink, before)
+	}
+}
+
+func TestRemovalsThatFailLeaveNothingBehind(t *testing.T) {
+	v := opened(t)
+	v.SetKernel(refersToAll{})
+	v.open.limit = 8
+	d := v.mustDir(t, v.root, "dir")
+	v.mustFile(t, d, "file", "")
+	for range 100 {
+		if err := v.Rmdir(v.root, "dir"); err != unix.ENOTEMPTY {
+			t.Fatalf("rmdir gave %v", err)
+		}
+	}
+	if n := len(v.open.clock); n > 8 {
+		t.Errorf("the clock has %d entries", n)
+	}
+}
+
+// The kernel forgets an inode, and gets to know it again before the volume is told.
+func TestAnInodeIsKeptThatTheKernelRefersToAgain(t *testing.T) {
+	v := opened(t)
+	v.SetKernel(refersToAll{})
+	id := v.mustFile(t, v.root, "file", "content")
+	must(t, v.Unlink(v.root, "file"))
+	v.Forget(id)
+	if got := v.content(t, id); got != "content" {
+		t.Errorf("read %q", got)
 	}
 }
 
