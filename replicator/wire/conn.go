@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// Times of a connection. A peer that sends nothing, not even a ping, for Silence is taken for dead.
+// Times of a connection. A peer that sends nothing, not even a ping, for Silence is taken for dead, and so is one that
+// takes nothing for as long while nothing is read from it.
 const (
 	HandshakeTimeout = 10 * time.Second
 	Silence          = 15 * time.Second
@@ -282,6 +283,7 @@ func (c *Conn) Close() error {
 	var err error
 	c.once.Do(func() {
 		close(c.closed)
+		c.raw.leaving.Store(true)
 		if c.raw.stuck() {
 			err = c.raw.Close() // a farewell would wait for the network too
 		} else {

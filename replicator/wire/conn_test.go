@@ -280,6 +280,47 @@ func TestSilenceIsNoticedAndPingsPreventIt(t *testing.T) {
 	}
 }
 
+// A write that the network takes nothing of fails once the peer has been silent for as long, though nobody reads at this
+// end: it is the reader that may wait for the writer.
+func TestAWriterNoticesADeadPeerToo(t *testing.T) {
+	quiet := Options{Silence: 200 * time.Millisecond, PingEvery: time.Hour}
+	c, _ := connected(t, quiet, quiet)
+	stuck := make(chan error, 1)
+	go func() { stuck <- flood(c, time.Hour) }()
+	select {
+	case err := <-stuck:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is still stuck")
+	}
+	alive := Options{Silence: 200 * time.Millisecond, PingEvery: 20 * time.Millisecond}
+	c, s := connected(t, alive, alive)
+	go c.Receive(nil) // pings
+	go func() { stuck <- flood(c, 0) }()
+	time.Sleep(time.Second)
+	select {
+	case err := <-stuck:
+		t.Fatalf("a peer that lives and is busy: %v", err)
+	default:
+	}
+	go io.Copy(io.Discard, s.tls)
+	if err := <-stuck; err != nil {
+		t.Error(err)
+	}
+}
+
+// flood sends more than the network takes, for so long at the least.
+func flood(c *Conn, long time.Duration) (err error) {
+	for start, n := time.Now(), 0; err == nil && (n < 100 || time.Since(start) < long); n++ {
+		if err = c.QueueRecords(append(make([]byte, HeaderSize), noise(200_000)...)); err == nil {
+			err = c.Flush()
+		}
+	}
+	return err
+}
+
 func TestCloseWakesAWriterThatNobodyReads(t *testing.T) {
 	c, _ := connected(t, Options{}, Options{})
 	stuck := make(chan error)

@@ -2,7 +2,9 @@ package wire
 
 import (
 	"bufio"
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +18,9 @@ type rawConn struct {
 	out     *bufio.Writer
 	in      *bufio.Reader
 	live    atomic.Bool  // the handshake is done: writes wait for Flush
-	silence atomic.Int64 // nanoseconds without a byte after which reading fails; 0: never
+	silence atomic.Int64 // nanoseconds without a byte after which reading and writing fail; 0: never
+	heard   atomic.Int64 // when something was last read, in Unix nanoseconds
+	leaving atomic.Bool  // it is being closed: nothing is waited for any more
 	count   atomic.Pointer[atomic.Int64]
 	before  atomic.Int64 // bytes before there was a counter
 }
@@ -90,10 +94,26 @@ func (c *rawConn) counted(n int) {
 
 type rawWriter struct{ c *rawConn }
 
+// Write fails once the network has taken nothing, and nothing was read, for the time of silence. The reader alone does
+// not notice a dead peer: it may wait for somebody who waits here. A peer that is busy and takes nothing for long is
+// heard.
 func (w rawWriter) Write(p []byte) (int, error) {
-	n, err := w.c.Conn.Write(p)
-	w.c.counted(n)
-	return n, err
+	c, done := w.c, 0
+	for {
+		silence := time.Duration(c.silence.Load())
+		if silence > 0 && !c.leaving.Load() {
+			if err := c.SetWriteDeadline(time.Now().Add(silence)); err != nil {
+				return done, err
+			}
+		}
+		n, err := c.Conn.Write(p[done:])
+		c.counted(n)
+		done += n
+		lives := n > 0 || time.Now().UnixNano()-c.heard.Load() < int64(silence)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !lives || c.leaving.Load() {
+			return done, err
+		}
+	}
 }
 
 type rawReader struct{ c *rawConn }
@@ -105,6 +125,9 @@ func (r rawReader) Read(p []byte) (int, error) {
 		}
 	}
 	n, err := r.c.Conn.Read(p)
+	if n > 0 {
+		r.c.heard.Store(time.Now().UnixNano())
+	}
 	r.c.counted(n)
 	return n, err
 }
