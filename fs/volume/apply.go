@@ -427,7 +427,7 @@ func (v *Volume) dropChild(d *openInode, name string, gone func(journal.Ident) e
 // Commit makes all that was applied durable and seals it. The seal is held, and readers go on seeing the one
 // before, until it is published: that it is the next one is durable by then.
 func (v *Volume) Commit() (journal.Epoch, error) {
-	if err := v.backing.SyncFilesystem(); err != nil {
+	if err := v.syncApplied(); err != nil {
 		return 0, err
 	}
 	crashpoint.Here("volume/commit-synced")

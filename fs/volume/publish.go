@@ -140,7 +140,7 @@ func (v *Volume) settle(d differences) error {
 	changed := errors.New("something was changed")
 	err := d.Inodes(func(journal.Ident, bool) error { return changed })
 	if errors.Is(err, changed) {
-		return v.backing.SyncFilesystem()
+		return v.syncApplied()
 	}
 	return err
 }

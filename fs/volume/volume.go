@@ -118,6 +118,7 @@ type Volume struct {
 	diffs     diffs
 	reclaimer reclaimer
 	room      room
+	drops     drops
 	around    around
 }
 
@@ -187,7 +188,7 @@ func (v *Volume) openState(create bool) error {
 // openParts opens what the state directory holds.
 func (v *Volume) openParts(fd int) (err error) {
 	dir := filepath.Join(v.backing.ProcPath(), StateDir, journalName)
-	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, ID: v.known, Block: v.backing.BlockSize(), Settle: v.backing.SyncFilesystem})
+	v.journal, err = journal.Open(dir, journal.Options{Logger: v.log, ID: v.known, Block: v.backing.BlockSize(), Settle: v.syncRecorded})
 	if errors.Is(err, journal.ErrBusy) {
 		return ErrBusy
 	}
