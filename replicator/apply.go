@@ -197,7 +197,7 @@ func (a *applier) records(frame []byte) error {
 			}
 			err = a.describe(err)
 		}
-		err = errors.Join(err, a.settle())
+		err = gone(errors.Join(err, a.settle()))
 		if err == nil && a.comparer != nil {
 			err = a.comparer.say(false)
 		}
@@ -482,14 +482,18 @@ func (a *applier) finish() error {
 
 // setImage sets an inode's attributes; from is its identity on the source.
 func (a *applier) setImage(from, here journal.Ident, image journal.Image) error {
-	err := a.vol.SetImage(here, image)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
-		err = fmt.Errorf("%w: %w", errDivergence, err)
-	}
-	if err != nil {
+	if err := gone(a.vol.SetImage(here, image)); err != nil {
 		return fmt.Errorf("inode %s: %w", from, err)
 	}
 	return nil
+}
+
+// gone makes an error divergence that says that what a record is about is not there.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
+		return fmt.Errorf("%w: %w", errDivergence, err)
+	}
+	return err
 }
 
 // attach gives an inode a name.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"tandemfs/journal"
 	"tandemfs/journal/failpoint"
 	"tandemfs/replicator/wire"
 )
@@ -119,5 +120,35 @@ func TestATargetCannotAskForWithoutEnd(t *testing.T) {
 		if extents += wire.MaxWantExtents; extents > 4*mostAsked {
 			t.Fatalf("%d extents are waiting", extents)
 		}
+	}
+}
+
+// What a transfer builds on is not there, whichever call of the target finds out: that is no error of its disk.
+func TestWhatTheTargetLacksIsADivergence(t *testing.T) {
+	for what, change := range map[string]func(*pair, journal.Ident){
+		"content": func(p *pair, f journal.Ident) { p.from.write(f, 0, "two") },
+		"attributes": func(p *pair, f journal.Ident) {
+			p.from.setAttr(f, func(a *journal.Attr, _ map[string]string) { a.UID = 7 })
+		},
+		"a link":       func(p *pair, f journal.Ident) { p.from.hardlink(f, p.from.root, "link") },
+		"a name in it": func(p *pair, _ journal.Ident) { p.from.file(p.from.at("d"), "new", "x") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := newPair(t)
+			p.from.mkdir(p.from.root, "d")
+			f := p.from.file(p.from.root, "f", "one")
+			p.create().same()
+			p.to.mu.Lock()
+			for _, name := range []string{"d", "f"} { // past the volume
+				id := p.to.nodes[p.to.root].names[name]
+				delete(p.to.nodes[p.to.root].names, name)
+				delete(p.to.nodes, id)
+			}
+			p.to.mu.Unlock()
+			change(p, f)
+			eventually(t, "the target says so", func() bool {
+				return strings.Contains(p.dst.status(p.id).LastError, errDivergence.Error())
+			})
+		})
 	}
 }

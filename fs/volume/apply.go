@@ -145,6 +145,9 @@ func (v *Volume) setImage(id journal.Ident, img journal.Image) error {
 	if err := v.statOpen(o, &n); err != nil {
 		return err
 	}
+	if n.Stat.Nlink == 0 { // removed around the mount, and still open
+		return unix.ESTALE
+	}
 	if regular && int64(n.Stat.Size) != a.Size {
 		if err := v.resize(o, a.Size); err != nil {
 			return err

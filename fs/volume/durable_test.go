@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tandemfs/journal"
 	"tandemfs/journal/failpoint"
 )
 
@@ -35,5 +36,16 @@ func TestWhatTheFilesystemDropsIsToldToAll(t *testing.T) {
 	}
 	if err := v.Close(); !errors.Is(err, errDropped) {
 		t.Errorf("the journal is taken for clean: %v", err)
+	}
+}
+
+// A transfer does not go on with an inode that was removed around the mount and is still open here.
+func TestAnInodeThatIsGoneIsNotApplied(t *testing.T) {
+	v, id := frozen(t)
+	defer v.Close()
+	v.mustApply(t, id, "two")
+	v.shell(t, "rm file")
+	if err := v.SetImage(id, journal.Image{Attr: journal.Attr{Mode: unix.S_IFREG | 0o644}}); err != unix.ESTALE {
+		t.Error(err)
 	}
 }
