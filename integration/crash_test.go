@@ -117,11 +117,7 @@ func newCrash(t *testing.T) *crash {
 	c.target = newVolume(t, c.b, "copy", lab.Ext4, 4*gib, nil)
 	for _, v := range []*volume{c.source, c.target} {
 		c.kept[v] = map[string]*tree.Manifest{}
-		v.Node.Stop() // then nothing is in the logs
-		for _, name := range []string{"intent-a.log", "intent-b.log"} {
-			check(t, os.Truncate(filepath.Join(v.Backing, tree.StateDir, "journal", name), smallLog))
-		}
-		v.Node.Start()
+		c.shrinkLogs(v)
 	}
 	c.extra = lab.MakeDir(t, lab.Disk(t, lab.Ext4, gib), "extra")
 	dir := lab.Dir(t)
@@ -131,6 +127,16 @@ func newCrash(t *testing.T) *crash {
 	}
 	c.pair = relate(t, c.source, c.target)
 	return c
+}
+
+// shrinkLogs makes the logs of a volume's journal small.
+func (c *crash) shrinkLogs(v *volume) {
+	c.t.Helper()
+	v.Node.Stop() // then nothing is in them
+	for _, name := range []string{"intent-a.log", "intent-b.log"} {
+		check(c.t, os.Truncate(filepath.Join(v.Backing, tree.StateDir, "journal", name), smallLog))
+	}
+	v.Node.Start()
 }
 
 // choosePoints reads the names of all points from the program's source, in a random order.

@@ -237,6 +237,7 @@ func (c *crash) rebuild(victim *volume) {
 		if err := run(n, "volume", "show", c.source.Name); err != nil {
 			return err
 		}
+		c.shrinkLogs(c.source)
 		return c.takeStock(c.source)
 	}, "volume", "rebuild", "--yes", c.source.Name)
 }

@@ -523,3 +523,23 @@ func TestWhatWasNewInAnInterruptedTransferIsCompared(t *testing.T) {
 	p.src.start()
 	p.same()
 }
+
+// Whatever has made the target forget an inode: nobody needs to see to it.
+func TestATargetThatLacksWhatATransferBuildsOnIsCompared(t *testing.T) {
+	p := newPair(t).create()
+	fill(p.from)
+	p.same()
+	f := p.from.at("d/f3")
+	if err := p.to.j.Map(p.id).Delete(f); err != nil {
+		t.Fatal(err)
+	}
+	before := p.src.status(p.id).RecoveryPoint
+	p.from.write(f, 10, "changed")
+	p.same()
+	s := p.src.status(p.id)
+	if s.RecoveryPoint.Epoch <= before.Epoch || p.content() > 100_000 {
+		t.Errorf("the recovery point is %+v after %+v, %d bytes were sent", s.RecoveryPoint, before, p.content())
+	}
+	p.from.write(f, 20, "again")
+	p.same()
+}

@@ -45,6 +45,8 @@ type sourceEnd struct {
 	repairing bool
 	// missed is the content that has changed while there was no connection, as of the last try, in bytes.
 	missed int64
+	// diverged says that the target did not have what the last transfer built on.
+	diverged bool
 }
 
 // behind is for holders of the relationship's mu; left is what the running transfer has to go.
@@ -153,12 +155,13 @@ func (r *relationship) distrust(j *journal.Journal, memory *sourceMemory) error 
 
 // Why a transfer compares.
 const (
-	reasonPower  = "the volume's journal may lack changes: power was lost, or it was rebuilt"
-	reasonTarget = "the target's recovery point is not the one that this end knows of"
-	reasonHolds  = "the target's volume had files before"
-	reasonAsked  = "somebody asked for it"
-	reasonRepair = "a verification found differences"
-	reasonAround = "names were changed around the mount while nobody watched"
+	reasonPower    = "the volume's journal may lack changes: power was lost, or it was rebuilt"
+	reasonTarget   = "the target's recovery point is not the one that this end knows of"
+	reasonDiverged = "the target did not have what a transfer built on"
+	reasonHolds    = "the target's volume had files before"
+	reasonAsked    = "somebody asked for it"
+	reasonRepair   = "a verification found differences"
+	reasonAround   = "names were changed around the mount while nobody watched"
 )
 
 // settleNames makes the next transfer of every member one that compares, where names are in doubt. One that has had
@@ -402,6 +405,7 @@ func (o *origin) confirm(r *relationship) error {
 	}, func(e *sourceEnd) {
 		e.repairing = e.repairing && (!compared || e.memory.Compare != nil)
 		r.point = RecoveryPoint{Epoch: uint64(e.memory.Epoch), Time: e.memory.Time}
+		e.diverged = false
 		e.missed = 0 // what it counts of later changes goes with the next transfer, at once
 	})
 }

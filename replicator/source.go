@@ -62,13 +62,29 @@ func (s *sourceSession) run(parent context.Context) error {
 		err = cause // what ended the connection, not what its end made fail
 	}
 	if errors.As(err, new(diverged)) {
-		err = errors.Join(err, s.origin.drop(s.r)) // the next one has a seal of its own
+		err = errors.Join(err, s.mendDivergence())
 	}
 	cancel(err)
 	stop()
 	s.leave(err)
 	<-received
 	return err
+}
+
+// mendDivergence is for when the target does not have what the transfer builds on. The next one has a seal of its own:
+// the one that failed may have met what was made around the mount and is not recorded yet. If that one fails too, the one
+// after it compares, where the target's version can.
+func (s *sourceSession) mendDivergence() error {
+	err := s.origin.drop(s.r)
+	s.r.mu.Lock()
+	again := s.r.source.diverged
+	s.r.source.diverged = !again
+	s.r.mu.Unlock()
+	if !again || s.canCompare() != nil {
+		return err
+	}
+	s.m.log.Warn("the next transfer compares both sides", "relationship", s.r.id, "reason", reasonDiverged)
+	return errors.Join(err, s.origin.compare(s.r, comparison{Reason: reasonDiverged, All: true}, false))
 }
 
 // leave ends the connection, with a word to the target where the job was told to stop.

@@ -388,6 +388,7 @@ func (r *rig) attempt(op operation, m moment, w way, n int, want map[string]stri
 	if frozen := r.v.Published(); frozen != 0 {
 		since, was = frozen, s.tree()
 	}
+	must(t, r.v.journal.Forget(r.v.journal.Forgotten(), since)) // changes will be asked for from there on
 	before := s.tree()
 	shown := r.shown(s)
 	r.v.open.cool()

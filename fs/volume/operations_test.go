@@ -177,6 +177,7 @@ var operations = []operation{
 	{name: "publish", steps: true, set: func(s *scene) {
 		s.file("a", 2*block)
 		s.must(s.v.Freeze())
+		time.Sleep(5 * time.Millisecond) // a tick of the clock that files have their times from
 		s.must(s.write("a"))
 	}, do: func(s *scene) error {
 		if s.committed == 0 {
