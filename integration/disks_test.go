@@ -103,6 +103,31 @@ func TestAFullTargetPausesAndGoesOn(t *testing.T) {
 	}
 }
 
+// A target takes over though its disk is full of a transfer, and what that has made shorter needs room to be put back.
+func TestAFullTargetCanTakeOver(t *testing.T) {
+	for _, kind := range []string{lab.Ext4, lab.XFS} {
+		t.Run(kind, func(t *testing.T) {
+			a, b := two(t)
+			source := newVolume(t, a, "data", kind, smallDisk, func(dir string) {
+				check(t, os.WriteFile(filepath.Join(dir, "log"), noise(24<<20, 2), 0o644))
+			})
+			target := newVolume(t, b, "copy", kind, gib/2, nil)
+			pair := relate(t, source, target)
+			sameCopy(t, "at first", source, target, pair)
+			before := scan(t, target.Mount)
+			ballast(t, target.Backing, 130<<20)
+			a.Must("relationship", "disable", pair.ID) // so that it goes with one transfer
+			check(t, os.Truncate(filepath.Join(source.Mount, "log"), 1))
+			check(t, os.WriteFile(filepath.Join(source.Mount, "large"), noise(150<<20, 1), 0o644))
+			a.Must("relationship", "enable", pair.ID)
+			noSpace(t, pair)
+			b.Must("relationship", "delete", "--yes", pair.ID)
+			sameTrees(t, "after the end", before, scan(t, target.Mount), tree.Options{IgnoreHoles: kind == lab.XFS})
+			write(t, "x", target.Mount, "log")
+		})
+	}
+}
+
 // Inodes run out like blocks.
 func TestATargetWithoutInodesPausesAndGoesOn(t *testing.T) {
 	a, b := two(t)

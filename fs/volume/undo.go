@@ -37,7 +37,7 @@ func (v *Volume) undoTo(n journal.Epoch, lossy bool) error {
 		return err
 	}
 	u := undo{v: v, w: w, changes: changes, lossy: lossy}
-	for _, step := range []func() error{u.contents, u.clearNames, u.placeNames, u.dropRest, u.images} {
+	for _, step := range []func() error{u.makeRoom, u.contents, u.clearNames, u.placeNames, u.dropRest, u.images} {
 		if err := step(); err != nil {
 			return fmt.Errorf("put the volume back to seal %d: %w", n, err)
 		}
@@ -52,6 +52,28 @@ type undo struct {
 	w       *View
 	changes *journal.Changes
 	lossy   bool
+}
+
+// makeRoom frees what the files take that are new since the view, which are removed later: a disk may be full of them,
+// and what was made shorter needs room to be put back. Where a later seal is held they are its, and stay.
+func (u *undo) makeRoom() error {
+	if held := u.v.journal.Held(); held[len(held)-1] > u.w.epoch {
+		return nil
+	}
+	return u.changes.Inodes(func(c journal.InodeChange) error {
+		var n Inode
+		if c.What&journal.Created == 0 || u.v.Stat(c.Ident, &n) != nil || n.Stat.Mode&unix.S_IFMT != unix.S_IFREG || n.Stat.Size == 0 {
+			return nil
+		}
+		f, err := u.v.OpenForApply(c.Ident)
+		if err != nil {
+			return err
+		}
+		if err = errors.Join(f.Truncate(0), f.Close()); err != nil {
+			return fmt.Errorf("inode %s: %w", c.Ident, err)
+		}
+		return nil
+	})
 }
 
 // loses reports whether an error about an inode is one of a before image that power has taken, and is passed over.
