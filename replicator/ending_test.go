@@ -149,3 +149,20 @@ func TestAProposalKeepsOneConnection(t *testing.T) {
 		t.Error("the last one is closed too")
 	}
 }
+
+// A volume that takes long to be opened keeps nobody waiting who wants to know how things are.
+func TestTheStatusDoesNotWaitForAVolume(t *testing.T) {
+	p := newPair(t).create()
+	p.same()
+	p.dst.stop()
+	p.src.volumes.mu.Lock()
+	defer p.src.volumes.mu.Unlock()
+	time.Sleep(time.Second) // the job tries again
+	told := make(chan Status)
+	go func() { told <- p.src.List()[0] }()
+	select {
+	case <-told:
+	case <-time.After(5 * time.Second):
+		t.Error("the status waits")
+	}
+}

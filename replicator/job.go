@@ -123,27 +123,22 @@ func (m *Manager) dial(ctx context.Context, address, fingerprint string) (*wire.
 	return conn, nil
 }
 
-// origin gives a source volume, taking it over where it was opened anew.
+// origin gives a source volume, taking it over where it was opened anew. A volume that is being opened keeps waiting
+// who wants that very one.
 func (m *Manager) origin(name string) (*origin, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	vol, err := m.config.Volumes.Volume(name)
 	if err != nil {
 		return nil, err
 	}
+	m.taking.Lock()
+	defer m.taking.Unlock()
 	if o := m.origins[name]; o != nil {
 		if o.vol.Journal() == vol.Journal() {
 			return o, nil
 		}
 		o.stop()
 	}
-	var members []*relationship
-	for _, r := range m.rels {
-		if rec := r.snapshot(); rec.Role == RoleSource && rec.uses(name) {
-			members = append(members, r)
-		}
-	}
-	o, err := newOrigin(vol, members)
+	o, err := newOrigin(vol, m.sources(name))
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +147,18 @@ func (m *Manager) origin(name string) (*origin, error) {
 	m.running.Go(func() { o.watch(ctx) })
 	m.origins[name] = o
 	return o, nil
+}
+
+// sources gives the relationships whose source a volume is.
+func (m *Manager) sources(name string) (list []*relationship) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.rels {
+		if rec := r.snapshot(); rec.Role == RoleSource && rec.uses(name) {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // measureMissed notes how much has changed so far that the target does not have. The records of the

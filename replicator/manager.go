@@ -82,12 +82,14 @@ type Manager struct {
 	running     sync.WaitGroup
 	strangers   strangers
 
+	taking  sync.Mutex         // held while a source volume is taken over, and guards origins; taken before mu
+	origins map[string]*origin // by the volume's name
+
 	mu        sync.Mutex // guards what follows, and what must be decided for all relationships together
 	started   bool
 	closed    bool
 	rels      map[string]*relationship
 	stones    []tombstone
-	origins   map[string]*origin // by the volume's name
 	listeners []net.Listener
 }
 
