@@ -247,3 +247,19 @@ func TestChangesAroundTheMountOfACopyAreReported(t *testing.T) {
 		t.Errorf("read %q", got)
 	}
 }
+
+// What somebody removes from a copy is back once a transfer has to do with it.
+func TestWhatIsRemovedFromACopyComesBackOnceItIsNeeded(t *testing.T) {
+	source, target, pair := replicated(t, smallDisk, func(dir string) {
+		grow(t, 20)(dir)
+		write(t, "old", lab.MakeDir(t, dir, "removed"), "file")
+		write(t, "old", dir, "gone")
+	})
+	sameCopy(t, "before", source, target, pair)
+	check(t, os.RemoveAll(filepath.Join(target.Backing, "removed")))
+	check(t, os.Remove(filepath.Join(target.Backing, "gone")))
+	write(t, "new", source.Mount, "removed", "beside")
+	write(t, "new", source.Mount, "gone")
+	eventuallySame(t, "", source, target)
+	pair.Quiet(time.Minute)
+}

@@ -123,8 +123,9 @@ func TestATargetCannotAskForWithoutEnd(t *testing.T) {
 	}
 }
 
-// What a transfer builds on is not there, whichever call of the target finds out: that is no error of its disk.
-func TestWhatTheTargetLacksIsADivergence(t *testing.T) {
+// What a transfer builds on is not there, whichever call of the target finds out: that is no error of its disk, and it
+// gets it back.
+func TestATargetThatLostAnInodeHeals(t *testing.T) {
 	for what, change := range map[string]func(*pair, journal.Ident){
 		"content": func(p *pair, f journal.Ident) { p.from.write(f, 0, "two") },
 		"attributes": func(p *pair, f journal.Ident) {
@@ -149,6 +150,7 @@ func TestWhatTheTargetLacksIsADivergence(t *testing.T) {
 			eventually(t, "the target says so", func() bool {
 				return strings.Contains(p.dst.status(p.id).LastError, errDivergence.Error())
 			})
+			p.same()
 		})
 	}
 }
