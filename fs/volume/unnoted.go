@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"encoding/binary"
 	"errors"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +20,8 @@ import (
 // noteUnnoted notes what the process before made and could not note. It costs what was touched in the current
 // epoch, and the names in the directories that were made in it.
 func (v *Volume) noteUnnoted() error {
-	if !v.journal.Died() || !v.journal.Dirty() {
-		return nil
-	}
-	n, err := v.journal.Seal(false)
-	if err != nil {
+	n, err := v.unnotedIn()
+	if err != nil || n == 0 {
 		return err
 	}
 	changes, err := v.journal.Changes(n-1, n)
@@ -43,7 +41,28 @@ func (v *Volume) noteUnnoted() error {
 		}
 		v.log.Info("an inode was being made when the process before died", "inode", id)
 	}
-	return nil
+	return v.journal.SetState(unnotedKey, nil)
+}
+
+// unnotedKey is where the journal keeps the epoch that is searched: the process that does it may die as well.
+const unnotedKey = "volume/unnoted"
+
+// unnotedIn gives the epoch in which a process may have made something that it could not note, sealed; 0: none.
+func (v *Volume) unnotedIn() (journal.Epoch, error) {
+	value, err := v.journal.State(unnotedKey)
+	if err != nil {
+		return 0, err
+	}
+	number, _ := binary.Uvarint(value)
+	n := journal.Epoch(number)
+	if n == 0 && v.journal.Died() && v.journal.Dirty() {
+		n = v.journal.Epoch()
+		err = v.journal.SetState(unnotedKey, binary.AppendUvarint(nil, uint64(n)))
+	}
+	if err == nil && n == v.journal.Epoch() {
+		_, err = v.journal.Seal(false)
+	}
+	return n, err
 }
 
 // unnoted looks for inodes that have a name and no record.

@@ -7,8 +7,11 @@ import (
 	"os/exec"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"tandemfs/journal"
 	"tandemfs/journal/crashpoint"
+	"tandemfs/journal/failpoint"
 )
 
 const childVariable = "VOLUME_TEST_CHILD"
@@ -70,6 +73,42 @@ func TestAnInodeThatWasMadeWhileTheProcessDiedIsNew(t *testing.T) {
 				t.Errorf("new since the base are %v, want d and %q among %d", got, want, inodes)
 			}
 		})
+	}
+}
+
+// The start that looks for such an inode may die itself, before it has noted it.
+func TestAnInodeThatWasMadeWhileTheProcessDiedIsNewThoughTheNextOneDiesToo(t *testing.T) {
+	dir := t.TempDir()
+	v, err := Open(dir, Options{Name: "test", Create: true})
+	must(t, err)
+	v.mustFile(t, v.root, "a", "")
+	v.mustFile(t, v.root, "b", "")
+	base, err := v.journal.Seal(false)
+	must(t, err)
+	must(t, v.Close())
+	died(t, dir, 3)
+	for n, reached := 1, true; reached; n++ {
+		records := 0
+		disarm := failpoint.Arm(func(call string, size int) (int, error) {
+			if call == "log append" {
+				records++
+			}
+			if records >= n { // it is as good as dead
+				return 0, unix.EIO
+			}
+			return size, nil
+		})
+		v, err := Open(dir, Options{Name: "test"})
+		disarm()
+		if reached = records >= n; err == nil {
+			_ = v.Close() // it may have failed since
+		}
+	}
+	v, err = Open(dir, Options{Name: "test"})
+	must(t, err)
+	defer v.Close()
+	if got := v.createdSince(t, base); !got["in an old directory"] || len(got) != 3 {
+		t.Errorf("new since the base are %v", got)
 	}
 }
 
