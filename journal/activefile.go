@@ -30,6 +30,7 @@ const (
 	activePage    = 4096 // what is written is padded to whole pages, so that nothing need be read for it
 	identBytes    = 16
 	activeAllFlag = 1
+	activeUnsure  = 1 // in the place of since
 )
 
 // An activeList is one version of the list, as the file holds it.
@@ -37,6 +38,7 @@ type activeList struct {
 	sequence uint64
 	reserved Epoch     // no seal from this one on was ever given
 	since    time.Time // what was changed before is on the disk; zero: nothing is known to be
+	unsure   bool      // since will not be known before the journal is opened in another boot; implies all
 	all      bool
 	inodes   []Ident // maxActive at most
 }
@@ -47,7 +49,10 @@ func (l *activeList) encode() []byte {
 	copy(b, activeMagic)
 	binary.LittleEndian.PutUint64(b[16:], l.sequence)
 	binary.LittleEndian.PutUint64(b[24:], uint64(l.reserved))
-	if !l.since.IsZero() {
+	switch {
+	case l.unsure:
+		binary.LittleEndian.PutUint64(b[32:], activeUnsure)
+	case !l.since.IsZero():
 		binary.LittleEndian.PutUint64(b[32:], uint64(l.since.UnixNano()))
 	}
 	if l.all {
@@ -77,7 +82,11 @@ func decodeActive(b []byte) (l activeList, ok bool) {
 	}
 	l.sequence = binary.LittleEndian.Uint64(b[16:])
 	l.reserved = Epoch(binary.LittleEndian.Uint64(b[24:]))
-	if nanos := int64(binary.LittleEndian.Uint64(b[32:])); nanos != 0 {
+	switch nanos := int64(binary.LittleEndian.Uint64(b[32:])); nanos {
+	case 0:
+	case activeUnsure:
+		l.unsure = true
+	default:
 		l.since = time.Unix(0, nanos)
 	}
 	l.all = binary.LittleEndian.Uint64(b[40:])&activeAllFlag != 0

@@ -82,6 +82,7 @@ type activity struct {
 	allFrom  uint64    // the version from which all is true
 	missed   uint64    // the last round in which an inode was changed that there was no room for
 	left     *Activity // of a power cut that is not reconciled yet; nil: none
+	unsure   bool      // something may never reach the disk, in this boot, though nobody will say so again
 	second   time.Time // for maxActiveRate
 	added    int
 
@@ -130,7 +131,7 @@ func (a *activity) open(dir string, how activityFound) (Epoch, error) {
 		a.since = stamp()
 		return l.reserved, nil
 	}
-	a.since, a.all = l.since, l.all
+	a.since, a.all, a.unsure = l.since, l.all, l.unsure
 	for id := range inodes {
 		a.inodes[id] = listed{}
 	}
@@ -232,7 +233,7 @@ func (a *activity) write() error {
 
 // list gives what the file is to hold next.
 func (a *activity) list() activeList {
-	l := activeList{sequence: a.sequence + 1, reserved: a.reserved, since: a.since, all: a.all}
+	l := activeList{sequence: a.sequence + 1, reserved: a.reserved, since: a.since, all: a.all, unsure: a.unsure}
 	for id := range a.inodes {
 		l.inodes = append(l.inodes, id)
 	}
@@ -273,9 +274,29 @@ func (a *activity) settled(round uint64, since time.Time) error {
 			delete(a.inodes, id)
 		}
 	}
-	a.since, a.all = since, a.all && a.missed >= round
+	if !a.unsure {
+		a.since, a.all = since, a.all && a.missed >= round
+	}
 	a.version++
 	return a.await(a.version)
+}
+
+// fail is for when something could not be made durable: from now on the list says "everything", since ever.
+func (a *activity) fail() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.unsure {
+		a.version++
+		a.unsure, a.since, a.all, a.allFrom = true, time.Time{}, true, a.version
+	}
+	return a.await(a.allFrom)
+}
+
+// failed reports whether something could not be made durable.
+func (a *activity) failed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unsure
 }
 
 // reserve makes sure that seals up to some after n can be given.
@@ -353,10 +374,22 @@ func (j *Journal) announced(id Ident) error {
 func (j *Journal) checkpoint() error {
 	round, since := j.beginRound()
 	crashpoint.Here("journal/checkpoint-begun")
-	if err := errors.Join(j.options.Settle(), j.Sync()); err != nil {
+	if err := errors.Join(j.settle(), j.Sync()); err != nil {
 		return err
 	}
 	return j.activity.settled(round, since)
+}
+
+// settle is Options.Settle.
+func (j *Journal) settle() error { return j.unsure(j.options.Settle()) }
+
+// unsure takes note of an error of something that was to be made durable. The kernel tells of what it could not write
+// once, and a second try succeeds without it. Nothing is wrong before power is lost; but then everything is in doubt.
+func (j *Journal) unsure(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, j.activity.fail())
 }
 
 // beginRound begins a round, between two operations.
@@ -402,7 +435,7 @@ func (a *activity) due(after time.Duration, busy bool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	putBack := time.Now().Round(0).Before(a.since) // the clock: what changes now would seem to be older
-	return putBack || a.all && after >= checkpointSoon || busy && after >= checkpointEvery
+	return putBack || a.all && !a.unsure && after >= checkpointSoon || busy && after >= checkpointEvery
 }
 
 // stop ends the checkpoints.

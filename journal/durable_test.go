@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -122,5 +123,77 @@ func TestWhatArrivedAndIsOverwrittenIsNamedAfterAPowerCut(t *testing.T) {
 			t.Errorf("overwritten %d epochs later it is not doubted", n)
 		}
 		seal(t, j, false)
+	}
+}
+
+// The kernel says once that it could not write something. The next try succeeds, and knows nothing of it.
+func TestWhatCouldNotBeMadeDurableOnceIsDoubtedFromThenOn(t *testing.T) {
+	dir := t.TempDir()
+	var failing error
+	j := ready(t, dir, Options{BootID: "one", Settle: func() error { return failing }})
+	failing = unix.EIO
+	if err := j.checkpoint(); !errors.Is(err, unix.EIO) {
+		t.Errorf("the checkpoint gave %v", err)
+	}
+	failing = nil
+	must(t, j.checkpoint())
+	if a := cut(t, dir, "two").Active(); !a.Doubts(ino(7), old) {
+		t.Errorf("after a power cut nothing is doubted: %+v", a)
+	}
+	for range 2 { // the next process knows, however the one before ended
+		again := open(t, copyOf(t, dir), Options{BootID: "one"})
+		must(t, again.checkpoint())
+		if !again.Clean() {
+			t.Error("without a power cut it is not trusted")
+		}
+		if a := cut(t, again.dir, "two").Active(); !a.Doubts(ino(7), old) {
+			t.Errorf("after another process and a power cut nothing is doubted: %+v", a)
+		}
+		if err := j.Close(); err != nil && !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+	}
+	again := open(t, dir, boot("two"))
+	if again.Clean() || !again.Active().All {
+		t.Errorf("after a close and a reboot: clean %v, %+v", again.Clean(), again.Active())
+	}
+	must(t, again.Reconciled())
+	must(t, again.checkpoint())
+	if a := cut(t, dir, "three").Active(); a.All {
+		t.Errorf("after it was reconciled everything is still doubted: %+v", a)
+	}
+}
+
+// What a log could not be made to keep is in the store after the Sync that succeeds.
+func TestASyncDoesNotTrustALogThatCouldNotBeWrittenToTheDisk(t *testing.T) {
+	for name, failures := range map[string]int{"once": 1, "and the store could not either": 1000} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			j := ready(t, dir, boot("one"))
+			touchMeta(t, j, ino(7), nil)
+			n := seal(t, j, false)
+			left := failures
+			disarm := failpoint.Arm(func(call string, size int) (int, error) {
+				if left > 0 && (call == "fdatasync" || call == "fsync" || call == "store update") {
+					left--
+					return 0, unix.EIO
+				}
+				return size, nil
+			})
+			err := j.Sync()
+			disarm()
+			if (err == nil) != (failures == 1) {
+				t.Errorf("the Sync during which it fails gave %v", err)
+			}
+			must(t, j.Sync())
+			lost := copyOf(t, dir)
+			for _, name := range logFiles {
+				must(t, put(filepath.Join(lost, name), nil))
+			}
+			after := open(t, lost, boot("two"))
+			if _, ok := inodesOf(t, after, 0, n)[ino(7)]; !ok {
+				t.Error("what was recorded is not there without the logs")
+			}
+		})
 	}
 }

@@ -140,6 +140,7 @@ type Journal struct {
 
 	syncing sync.Mutex // one Sync at a time, taken before mu
 	synced  uint64     // records that are durable; guarded by syncing
+	spoiled bool       // a log may lack some on the disk, though syncing it succeeds again; guarded by syncing
 
 	keeper   keeper
 	activity *activity
@@ -320,8 +321,8 @@ func (j *Journal) release() error {
 }
 
 // Close absorbs all records into the store, makes everything durable, what operations have changed too, and
-// marks the journal as closed cleanly. It waits for the operations between Enter and Leave. When it fails the
-// journal is closed nevertheless, and not marked clean.
+// marks the journal as closed cleanly. It waits for the operations between Enter and Leave. When it fails, or
+// something could not be made durable before, the journal is closed nevertheless, and not marked clean.
 func (j *Journal) Close() error {
 	j.activity.stop()
 	j.gate.Lock()
@@ -339,7 +340,7 @@ func (j *Journal) Close() error {
 	j.keeper.stop()
 	j.syncing.Lock()
 	defer j.syncing.Unlock()
-	err = errors.Join(err, j.options.Settle(), j.store.sync())
+	err = errors.Join(err, j.settle(), j.unsure(j.store.sync()))
 	j.marking.Lock()
 	defer j.marking.Unlock()
 	j.mu.Lock()
@@ -348,14 +349,21 @@ func (j *Journal) Close() error {
 	if err == nil {
 		err = j.store.syncAll()
 	}
-	if err == nil {
-		j.mark.Clean = true
-		j.mark.Store, err = storeDigest(filepath.Join(j.dir, storeName))
-	}
-	if err == nil {
-		err = writeMark(j.dir, j.mark)
+	if err == nil && j.activity.failed() {
+		j.options.Logger.Warn("journal: not marked as closed cleanly, since something could not be made durable", "dir", j.dir)
+	} else if err == nil {
+		err = j.markClean()
 	}
 	return errors.Join(err, j.closeLogs(), j.activity.close(), j.lock.Close())
+}
+
+// markClean says that the journal was closed. marking is held.
+func (j *Journal) markClean() (err error) {
+	if j.mark.Store, err = storeDigest(filepath.Join(j.dir, storeName)); err != nil {
+		return err
+	}
+	j.mark.Clean = true
+	return writeMark(j.dir, j.mark)
 }
 
 // Fail ends the journal's life: no record can be written after it. It is for whoever has changed something that
@@ -450,7 +458,7 @@ func (j *Journal) Sync() error {
 			return err
 		}
 	}
-	return j.store.sync()
+	return j.unsure(j.store.sync())
 }
 
 // syncLogs syncs the logs in use. One that is absorbed meanwhile was made durable in the store.
@@ -462,16 +470,26 @@ func (j *Journal) syncLogs() error {
 	}
 	upto, active, frozen := j.written, j.active.log, j.frozen
 	j.mu.Unlock()
+	err := active.sync()
 	if frozen != nil {
-		if err := frozen.log.sync(); err != nil {
+		err = errors.Join(err, frozen.log.sync())
+	}
+	if j.spoiled = j.spoiled || err != nil; j.spoiled {
+		j.options.Logger.Warn("journal: a log could not be written to the disk, its records are absorbed instead", "dir", j.dir, "error", err)
+		if err = j.unsure(j.absorbAll()); err != nil {
 			return err
 		}
-	}
-	if err := active.sync(); err != nil {
-		return err
+		j.spoiled = false
 	}
 	j.synced = upto
 	return nil
+}
+
+// absorbAll absorbs what is in memory, whatever the logs have of it.
+func (j *Journal) absorbAll() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.drain()
 }
 
 // closeLogs ends the use of the logs; no record can be written after it. mu is held.

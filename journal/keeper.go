@@ -95,14 +95,19 @@ func (j *Journal) tend() error {
 	}
 }
 
-// drain absorbs all that is in memory. mu is held, and dropped while it waits.
+// drain absorbs all that is in memory, unless the journal is closed. mu is held, and dropped while it waits.
 func (j *Journal) drain() error {
+	if errors.Is(j.failed, ErrClosed) {
+		return j.failed
+	}
 	if j.absorbErr != nil {
 		j.absorbErr = nil // once more
 		j.keeper.wake()
 	}
 	for last := (*generation)(nil); ; {
 		switch {
+		case j.frozen == nil && last == nil && errors.Is(j.failed, ErrClosed): // meanwhile
+			return j.failed
 		case j.frozen == nil && last == nil:
 			last = j.active
 			if err := j.switchLogs(); err != nil {
@@ -148,7 +153,7 @@ func (j *Journal) absorb(g *generation) error {
 		crashpoint.Here("journal/absorb-epoch")
 	}
 	crashpoint.Here("journal/absorb-written")
-	if err := j.store.sync(); err != nil {
+	if err := j.unsure(j.store.sync()); err != nil {
 		return err
 	}
 	j.mu.Lock()
@@ -156,7 +161,7 @@ func (j *Journal) absorb(g *generation) error {
 	j.mu.Unlock()
 	err := j.saveState()
 	crashpoint.Here("journal/absorb-noted")
-	return errors.Join(err, j.store.sync())
+	return errors.Join(err, j.unsure(j.store.sync()))
 }
 
 // checkSpace keeps the store from running into a full disk. It gives ENOSPC where less is free.

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 )
 
@@ -10,6 +11,7 @@ import (
 // and nobody after that, and goes on with what it has in memory: so each of those here who need to know is told from
 // this.
 type drops struct {
+	syncing sync.Mutex  // held during a sync, so that what it is told is known before another one begins
 	applied atomic.Bool // since applied was asked last
 	ever    atomic.Bool // since the volume was opened
 }
@@ -18,6 +20,8 @@ var errDropped = errors.New("the filesystem could not write some of what was wri
 
 // sync makes everything durable.
 func (v *Volume) sync() error {
+	v.drops.syncing.Lock()
+	defer v.drops.syncing.Unlock()
 	err := v.backing.SyncFilesystem()
 	if err != nil {
 		v.drops.applied.Store(true)
@@ -42,7 +46,7 @@ func (v *Volume) syncApplied() error {
 func (v *Volume) syncRecorded() error {
 	err := v.sync()
 	if err == nil && v.drops.ever.Load() {
-		err = fmt.Errorf("%w, so that the list of what is being changed is kept until the volume is opened anew", errDropped)
+		err = fmt.Errorf("%w, so that the list of what is being changed is kept until the machine was started anew", errDropped)
 	}
 	return err
 }
