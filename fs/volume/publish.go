@@ -84,10 +84,14 @@ func (v *Volume) Published() journal.Epoch {
 	return 0
 }
 
-// publishOrClose is publish, with the view closed where that fails.
+// errRemembered says that readers do not see a view that is remembered as the one they see: what is remembered could
+// not be changed back. It stays held, as the next start needs it, until something else is remembered.
+var errRemembered = errors.New("the next start shows the state that could not be shown now")
+
+// publishOrClose is publish, with the view closed where that fails, unless it stays held.
 func (v *Volume) publishOrClose(w *View) error {
 	err := v.publish(w)
-	if err != nil {
+	if err != nil && !errors.Is(err, errRemembered) {
 		err = errors.Join(err, w.Close())
 	}
 	return err
@@ -120,7 +124,9 @@ func (v *Volume) turn(before, w *View) error {
 	if err != nil {
 		return err
 	}
-	err = v.remember(w, nil)
+	if err = v.remember(w, nil); err == nil {
+		err = v.closeUnshown()
+	}
 	if err == nil && (w == nil || w != v.committed.Load()) {
 		err = v.journal.Sync()
 	}
@@ -129,10 +135,26 @@ func (v *Volume) turn(before, w *View) error {
 		err = v.mounted().Turn(d, func() { v.published.Store(w) })
 	}
 	if err != nil {
-		return errors.Join(err, v.remember(before, w))
+		if back := v.remember(before, w); back != nil {
+			err = errors.Join(err, back, errRemembered)
+			if w != nil && w != v.committed.Load() {
+				v.unshown = append(v.unshown, w)
+			}
+		}
+		return err
 	}
 	crashpoint.Here("volume/turned")
 	return nil
+}
+
+// closeUnshown lets go of the views that are not remembered any more.
+func (v *Volume) closeUnshown() error {
+	var err error
+	for _, w := range v.unshown {
+		err = errors.Join(err, w.Close())
+	}
+	v.unshown = nil
+	return err
 }
 
 // settle makes what was changed durable, if anything was, before what it was is let go.

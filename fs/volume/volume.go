@@ -111,6 +111,7 @@ type Volume struct {
 	published atomic.Pointer[View] // what readers see, if not the volume as it is
 	committed atomic.Pointer[View] // what is to be published next
 	turning   sync.Mutex           // held while published changes
+	unshown   []*View              // that may be remembered as published, and are not; guarded by turning
 	transient transient
 	unclaimed unclaimed
 	listings  listings
