@@ -95,6 +95,7 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 		return nil, fmt.Errorf("mount on %s: %w", mountpoint, err)
 	}
 	s.fuse = server
+	v.SetKernel(s) // the first request may come before this returns
 	go func() {
 		server.Serve()
 		v.KernelGone(s)
@@ -104,7 +105,6 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 	if err := server.WaitMount(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", mountpoint, err), server.Unmount())
 	}
-	v.SetKernel(s)
 	s.raiseReadAhead()
 	return s, nil
 }

@@ -299,6 +299,46 @@ func openDescriptors(t *testing.T) int {
 // mapsFile names the variable that makes this program one that writes a file through a map and waits.
 const mapsFile = "TANDEMFS_TEST_MAPS_FILE"
 
+// The first request may come before Mount returns.
+func TestAFileThatIsRemovedAsSoonAsTheMountIsThereIsKept(t *testing.T) {
+	for range 5 {
+		mnt := t.TempDir()
+		v, err := volume.Open(t.TempDir(), volume.Options{Name: "test", Create: true})
+		check(t, err)
+		before := statOf(t, mnt)
+		removed := make(chan error)
+		go func() { removed <- useWithoutAName(mnt, before.Dev) }()
+		s, err := Mount(v, mnt, Options{})
+		check(t, err)
+		if err := <-removed; err != nil {
+			t.Error(err)
+		}
+		check(t, s.Unmount())
+		check(t, v.Close())
+	}
+}
+
+// useWithoutAName waits for a mount, makes a file there, removes it and writes to it. It keeps clear of package os, whose
+// files are polled: the kernel must learn first that this mount does not need to be asked for that.
+func useWithoutAName(mnt string, below uint64) error {
+	for st := (unix.Stat_t{Dev: below}); st.Dev == below; {
+		if err := unix.Stat(mnt, &st); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(mnt, "file")
+	fd, err := unix.Open(file, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Unlink(file); err != nil {
+		return err
+	}
+	_, err = unix.Pwrite(fd, []byte("content"), 0)
+	return err
+}
+
 func TestMain(m *testing.M) {
 	if path := os.Getenv(mapsFile); path != "" {
 		writeThroughMap(path)

@@ -24,6 +24,10 @@ const (
 	fileidBtrfsConnection = 0x4d // u64 objectid, u64 root, u32 gen: btrfs
 )
 
+// emptySubvolume is the inode number of what a btrfs snapshot has in place of a subvolume that was below
+// (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID). It cannot be opened by its handle.
+const emptySubvolume = 2
+
 // maxHandle is MAX_HANDLE_SZ of the kernel.
 const maxHandle = 128
 
@@ -158,7 +162,7 @@ func (b *Backing) decode(h *fileHandle) (journal.Ident, error) {
 	case h.kind == fileidIno64Gen && h.bytes == 12:
 		return journal.Ident{Ino: n.Uint64(h.data[0:]), Gen: uint64(n.Uint32(h.data[8:]))}, nil
 	case h.kind == fileidBtrfsConnection && h.bytes == 20:
-		if n.Uint64(h.data[8:]) != b.subvol {
+		if n.Uint64(h.data[8:]) != b.subvol || n.Uint64(h.data[0:]) == emptySubvolume {
 			return journal.Ident{}, unix.EXDEV
 		}
 		return journal.Ident{Ino: n.Uint64(h.data[0:]), Gen: uint64(n.Uint32(h.data[16:]))}, nil

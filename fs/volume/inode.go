@@ -206,10 +206,38 @@ func (v *Volume) ListXattr(id journal.Ident, dest []byte) (int, error) {
 	return sys.ListXattr(o.fd, dest)
 }
 
+// How many bytes all extended attributes of an inode may have together, and their names alone: all of them go into one
+// record of the journal and one of a transfer, and XFS and btrfs have no bound.
+const (
+	mostXattrs     = 768 << 10
+	mostXattrNames = sys.MaxXattrList - 4<<10
+)
+
+// fitsXattr gives ENOSPC where an inode would have too many extended attributes with this one.
+func (o *openInode) fitsXattr(name string, value []byte) error {
+	have, err := sys.Xattrs(o.fd)
+	if err != nil {
+		return err
+	}
+	names, size := len(name)+1, len(value)
+	for _, x := range have {
+		if x.Name != name {
+			names, size = names+len(x.Name)+1, size+len(x.Value)
+		}
+	}
+	if names > mostXattrNames || names+size > mostXattrs {
+		return unix.ENOSPC
+	}
+	return nil
+}
+
 // SetXattr sets an extended attribute. killSGID: a POSIX ACL is set by somebody who is not in the file's
 // group, so its set-group-id bit goes.
 func (v *Volume) SetXattr(id journal.Ident, name string, value []byte, flags int, killSGID bool) error {
 	return v.changeXattr(id, func(o *openInode) error {
+		if err := o.fitsXattr(name, value); err != nil {
+			return err
+		}
 		if err := sys.SetXattr(o.fd, name, value, flags); err != nil || !killSGID {
 			return err
 		}

@@ -191,7 +191,7 @@ func (w *View) Xattrs(id journal.Ident) ([]journal.Xattr, error) {
 	return img.Xattrs, err
 }
 
-// Lookup gives the inode that a name stood for; the zero Ident where there was none.
+// Lookup gives the inode that a name stood for; the zero Ident where there was none, or one of another subvolume.
 func (w *View) Lookup(dir journal.Ident, name string) (journal.Ident, error) {
 	if w.v.hidden(dir, name) {
 		return journal.Ident{}, nil
@@ -204,7 +204,7 @@ func (w *View) Lookup(dir journal.Ident, name string) (journal.Ident, error) {
 	if err != nil || ok {
 		return was, err
 	}
-	if errors.Is(liveErr, unix.ENOENT) || errors.Is(liveErr, unix.ESTALE) {
+	if errors.Is(liveErr, unix.ENOENT) || errors.Is(liveErr, unix.ESTALE) || errors.Is(liveErr, unix.EXDEV) {
 		return journal.Ident{}, nil
 	}
 	return now, liveErr
@@ -248,7 +248,7 @@ func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 }
 
 // readLive lists a directory as it is. A name that goes while it is listed is left out; the journal then
-// has what it was.
+// has what it was. So is one of another subvolume.
 func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 	d, err := w.v.open.get(dir, reachDir)
 	if err != nil {
@@ -262,7 +262,7 @@ func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 			return true
 		}
 		id, err := w.v.backing.IdentAt(d.fd, string(e.Name))
-		if err == unix.ENOENT {
+		if err == unix.ENOENT || err == unix.EXDEV {
 			return true
 		}
 		entries = append(entries, Entry{string(e.Name), id, e.Type})
