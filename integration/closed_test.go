@@ -2,41 +2,35 @@ package integration
 
 import (
 	"os"
-	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"tandemfs/integration/lab"
-	"tandemfs/journal"
 )
 
-// A journal that says that it was closed is whole, on whatever filesystem it lies.
-func TestAJournalThatWasClosedIsSoundThoughPowerIsLostRightAfterwards(t *testing.T) {
+// A volume that was closed is whole, on whatever filesystem it lies.
+func TestAVolumeThatWasClosedIsSoundThoughPowerIsLostRightAfterwards(t *testing.T) {
 	for _, kind := range []string{lab.Ext4, lab.XFS, lab.Btrfs} {
 		t.Run(kind, func(t *testing.T) {
-			disk, cut := lab.CutDisk(t, kind, 512<<20)
-			dir := filepath.Join(disk, "journal")
-			j, err := journal.Open(dir, journal.Options{BootID: "one"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := withFileOf(disk, os.O_RDONLY, unix.Syncfs); err != nil { // what is there up to now
-				t.Fatal(err)
-			}
-			if err := j.SetState("key", []byte("value")); err != nil {
-				t.Fatal(err)
-			}
-			if err := j.Close(); err != nil {
-				t.Fatal(err)
-			}
+			boots := lab.NewBoots(t)
+			boots.Next()
+			disk, cut := lab.CutDisk(t, kind, gib)
+			host, _ := lab.Join(t)
+			v := protect(t, lab.StartNode(t, host, "alpha"), "data", lab.MakeDir(t, disk, "data"))
+			write(t, "content", v.Mount, "file")
+			check(t, withFileOf(disk, os.O_RDONLY, unix.Syncfs)) // what is there up to now
+			v.Node.Must("snapshot", "create", v.Name, "--name", "kept")
+			v.Node.Stop()
 			cut()
-			if j, err = journal.Open(dir, journal.Options{BootID: "two"}); err != nil {
-				t.Fatal(err)
+			boots.Next()
+			v.Node.Start()
+			if shown := v.Node.Must("volume", "show", v.Name); strings.Contains(shown, "failed") {
+				t.Fatal(shown)
 			}
-			defer j.Close()
-			if value, err := j.State("key"); string(value) != "value" || err != nil || !j.Clean() {
-				t.Errorf("clean %v, the state is %q, %v", j.Clean(), value, err)
+			if shown := v.Node.Must("snapshot", "list", v.Name); !strings.Contains(shown, "kept") {
+				t.Errorf("the snapshot is lost: %s", shown)
 			}
 		})
 	}

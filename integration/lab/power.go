@@ -50,6 +50,12 @@ func NewBoots(t T) *Boots {
 	return b
 }
 
+// Next begins another boot, for processes that are started from now on.
+func (b *Boots) Next() {
+	b.t.Helper()
+	b.is(newBootID())
+}
+
 func (b *Boots) is(id string) {
 	b.t.Helper()
 	if err := os.WriteFile(b.file, []byte(id+"\n"), 0o644); err != nil {
