@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -285,5 +286,76 @@ func TestAFileOnASpoiltBlockDoesNotStopTheRest(t *testing.T) {
 				sameTrees(t, "in the end", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
 			}
 		})
+	}
+}
+
+// dirBlock is how the first block of a directory of ext4 begins: with "." and "..".
+func dirBlock(t *testing.T, path string) []byte {
+	t.Helper()
+	var self, parent unix.Stat_t
+	check(t, unix.Stat(path, &self))
+	check(t, unix.Stat(filepath.Dir(path), &parent))
+	const recordLength, nameLength, isDir = 12, 1, 2
+	b := binary.LittleEndian.AppendUint32(nil, uint32(self.Ino))
+	b = append(b, recordLength, 0, nameLength, isDir, '.', 0, 0, 0)
+	return binary.LittleEndian.AppendUint32(b, uint32(parent.Ino))
+}
+
+// A directory whose names cannot be read, and a link whose target cannot, hold the recovery point, and nothing else.
+func TestADirectoryOnASpoiltBlockDoesNotStopTheRest(t *testing.T) {
+	a, b := two(t)
+	disk := lab.NewWeakDisk(t, lab.Ext4, gib)
+	source := protect(t, a, "data", lab.MakeDir(t, disk.Path, "data"))
+	target := newVolume(t, b, "copy", lab.Ext4, gib, nil)
+	pair := relate(t, source, target)
+	bad := filepath.Join("d", "bad")
+	check(t, os.MkdirAll(filepath.Join(source.Mount, bad, "sub"), 0o755))
+	content := noise(4<<20, 5)
+	check(t, os.WriteFile(filepath.Join(source.Mount, bad, "sub", "f"), content, 0o644))
+	point := pair.Quiet(time.Minute).RecoveryPoint.Epoch
+	before := scan(t, target.Mount)
+	b.Stop()
+	write(t, "content", source.Mount, "d", "bad", "new")
+	to := strings.Repeat("where this leads to nobody knows ", 20)
+	check(t, os.Symlink(to, filepath.Join(source.Mount, "link")))
+	good := noise(8<<20, 6)
+	check(t, os.WriteFile(filepath.Join(source.Mount, "good"), good, 0o644))
+	unix.Sync() // it takes two until a directory is on the device below
+	disk.Spoil(dirBlock(t, filepath.Join(source.Backing, bad)))
+	disk.Spoil([]byte(to))
+	if _, err := os.ReadDir(filepath.Join(source.Backing, bad)); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the spoilt directory gives %v", err)
+	}
+	if _, err := os.Readlink(filepath.Join(source.Backing, "link")); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the spoilt link gives %v", err)
+	}
+	b.Start()
+	s := pair.Await(a, time.Minute, "holding", func(s statusOf) error {
+		if s.Job != "failed" || s.Unreadable == nil || s.Unreadable.Count != 2 {
+			return fmt.Errorf("the job is %s, the error %q", s.Job, s.LastError)
+		}
+		return nil
+	})
+	for i, path := range []string{bad, "link"} {
+		if s.Unreadable.Files[i].Path != path || !strings.Contains(s.LastError, fmt.Sprintf("%q (input/output error)", path)) {
+			t.Errorf("%+v, %q", s.Unreadable, s.LastError)
+		}
+	}
+	if there := pair.Status(b); s.RecoveryPoint.Epoch != point || there.RecoveryPoint.Epoch != point || !strings.Contains(there.LastError, bad) {
+		t.Errorf("the recovery point was %d: source %+v, target %+v", point, s, there)
+	}
+	if got := mustRead(t, target.Backing, "good"); got != string(good) {
+		t.Error("what can be read is not on the target")
+	}
+	if got := mustRead(t, target.Backing, filepath.Join(bad, "sub", "f")); got != string(content) {
+		t.Error("what lies below the directory is not on the target any more")
+	}
+	sameTrees(t, "while something cannot be read", before, scan(t, target.Mount), tree.Options{})
+	sent := pair.Status(a).TotalWireBytes
+	disk.Mend()
+	s = pair.Quiet(time.Minute)
+	sameTrees(t, "in the end", scan(t, source.Backing), scan(t, target.Backing), tree.Options{IgnoreHoles: true})
+	if s.Unreadable != nil || s.TotalWireBytes-sent > 1<<20 {
+		t.Errorf("%d bytes were sent for the rest, %+v is unreadable", s.TotalWireBytes-sent, s.Unreadable)
 	}
 }

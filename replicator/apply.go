@@ -236,8 +236,11 @@ func (a *applier) one(r *wire.Record) error {
 	if a.comparer != nil {
 		a.comparer.got(r.Ident)
 	}
-	if r.Kind == wire.KindInode {
+	switch r.Kind {
+	case wire.KindInode:
 		return a.inode(r)
+	case wire.KindKeep:
+		return fmt.Errorf("%w: kind %d in a transfer that does not compare", wire.ErrRecord, r.Kind)
 	}
 	if err := a.settle(); err != nil {
 		return err

@@ -15,7 +15,10 @@ const (
 )
 
 // backoff grows the pauses between failures. The zero value starts with the shortest.
-type backoff struct{ failures int }
+type backoff struct {
+	failures int
+	least    time.Duration // of the next pause
+}
 
 // next gives the pause after one more failure. Up to half of it is taken away at random, so that many
 // nodes that lost the same peer do not come back all at once.
@@ -25,8 +28,13 @@ func (b *backoff) next() time.Duration {
 		pause = min(longestPause, shortestPause<<b.failures)
 	}
 	b.failures++
-	return pause - rand.N(pause/2)
+	pause = max(pause-rand.N(pause/2), b.least)
+	b.least = 0
+	return pause
 }
+
+// atLeast makes the next pause no shorter.
+func (b *backoff) atLeast(d time.Duration) { b.least = d }
 
 // reset is for after a success.
 func (b *backoff) reset() { b.failures = 0 }

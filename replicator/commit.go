@@ -65,6 +65,9 @@ var errNotDurable = errors.New("what was applied could not be made durable, and 
 // commit makes the transfer the target's recovery point (rule A3): it arrived whole, it is the one that
 // was begun, and it is durable before anybody is told. digest is what was received.
 func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wire.Committed, error) {
+	if c := a.comparer; c != nil && c.kept {
+		return wire.Committed{}, fmt.Errorf("%w: something is left out, and it ends as if nothing were", errDivergence)
+	}
 	if err := a.conclude(e, digest); err != nil {
 		return wire.Committed{}, err
 	}
@@ -81,7 +84,8 @@ func (a *applier) commit(b wire.Begin, e wire.End, sourceID, digest string) (wir
 		SameFiles: a.count.sameFiles.Load(), SameBytes: a.count.sameBytes.Load()}, nil
 }
 
-// conclude ends the records of a transfer: all of them arrived, and what has no name left is removed.
+// conclude ends the records of a transfer: all of them arrived, and what has no name left is removed. Where something
+// was kept that the source cannot read, it may have a name in there: then it stays aside.
 func (a *applier) conclude(e wire.End, digest string) error {
 	if err := a.finish(); err != nil {
 		return err
@@ -89,7 +93,9 @@ func (a *applier) conclude(e wire.End, digest string) error {
 	if e.Digest != digest || e.Items != a.cursor.Items || e.Chain != a.cursor.Chain {
 		return fmt.Errorf("%w: the stream that arrived is not the one that was sent (%d items of %d)", errDivergence, a.cursor.Items, e.Items)
 	}
+	kept := false
 	if a.comparer != nil {
+		kept = a.comparer.kept
 		a.count.found(a.comparer.same)
 		if err := errors.Join(a.comparer.satisfied(), a.endCompare()); err != nil {
 			return err
@@ -99,6 +105,9 @@ func (a *applier) conclude(e wire.End, digest string) error {
 		return err
 	}
 	crashpoint.Here("replicator/target-applied")
+	if kept {
+		return nil
+	}
 	if err := a.vol.DropAside(a.forget); err != nil {
 		return err
 	}

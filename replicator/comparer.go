@@ -36,6 +36,7 @@ type comparer struct {
 	want   wire.Want                       // to be asked for
 	ranges int                             // in want
 	buf    []byte
+	kept   bool // something was, which the source cannot read
 	done   work // files and data compared so far
 	same   work // found to be there already, with their sizes
 }
@@ -109,6 +110,8 @@ func (c *comparer) record(r *wire.Record) error {
 		return c.part(r)
 	case r.Kind == wire.KindAttach:
 		return c.link(r)
+	case r.Kind == wire.KindKeep:
+		return c.keep(r)
 	case r.Kind != wire.KindInode:
 	case r.Flags&wire.FlagNew != 0:
 		return c.inode(r)
@@ -146,6 +149,11 @@ func (c *comparer) enter(there, here journal.Ident, in *listing, name string, fr
 		var err error
 		if l.entries, err = c.view.ReadDir(here); err != nil {
 			return fmt.Errorf("directory %s of the target: %w", here, err)
+		}
+		for _, e := range l.entries {
+			if e.Err != nil {
+				return fmt.Errorf("%q in directory %s of the target: %w", e.Name, here, e.Err)
+			}
 		}
 	}
 	c.in = append(c.in, l)
@@ -297,6 +305,32 @@ func (c *comparer) link(r *wire.Record) error {
 		here = c.byName[r.Ident]
 	}
 	if err == nil && here != stands {
+		err = c.act.misplaced(at, name, here, stands)
+	}
+	return err
+}
+
+// keep keeps what a name stands for, as it is and with all below it: the source cannot read what that should be. If
+// it can be told which inode it should be, that one goes there; else what has the name may be the one.
+func (c *comparer) keep(r *wire.Record) error {
+	c.kept = true
+	at, err := c.at(r.Dir)
+	if err != nil || at.here.IsZero() {
+		return err
+	}
+	name := string(r.Name)
+	stands, err := c.advance(at, name)
+	if err != nil {
+		return err
+	}
+	here, ok, err := c.ids.Get(r.Ident)
+	if err != nil || !ok || here == stands {
+		return err
+	}
+	if _, err = c.view.Stat(here); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
 		err = c.act.misplaced(at, name, here, stands)
 	}
 	return err

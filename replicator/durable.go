@@ -46,13 +46,15 @@ func (m *sourceMemory) comparing() *comparison {
 
 // comparison is why a transfer compares, and of which files it compares the content whatever their times say:
 // of all; or of some, of those with a change time from Since on, and of those that the journal knows to have changed
-// since Base, if that is the target's recovery point. If it is another, of all.
+// since Base, if that is the target's recovery point, or since Reached, which the target had unpublished. If its
+// recovery point is another, of all.
 type comparison struct {
 	Reason   string          `json:"reason"`
 	All      bool            `json:"all,omitempty"`
 	Suspects []journal.Ident `json:"suspects,omitempty"`
 	Since    time.Time       `json:"since,omitzero"`
 	Base     journal.Epoch   `json:"base,omitempty"`
+	Reached  journal.Epoch   `json:"reached,omitempty"`
 	// Asked: somebody has decided that the target becomes what the source is.
 	Asked bool `json:"asked,omitempty"`
 	// Unsure: the source may have lost what it knew, from the time Lost on; zero: all of it, or nobody knows since when.
@@ -63,6 +65,14 @@ type comparison struct {
 // lostWithin is more than passes between a change and the time when it is known to be on the disk (see the
 // journal's Active), whatever the disk takes.
 const lostWithin = 15 * time.Minute
+
+// reached gives the seal since which content has to be compared that has changed; 0: since the recovery point.
+func (c *comparison) reached() journal.Epoch {
+	if c == nil {
+		return 0
+	}
+	return c.Reached
+}
 
 // explains reports whether the loss of power explains that the target has a recovery point of that time. One that is
 // much newer was made by a history that this end does not have: it was put back to an earlier state.
@@ -82,11 +92,12 @@ func (c *comparison) and(o *comparison) *comparison {
 		return c
 	}
 	both := &comparison{Reason: o.Reason, Asked: c.Asked || o.Asked, Unsure: c.Unsure || o.Unsure, Lost: earliest(c.Lost, o.Lost)}
-	if c.All || o.All || c.Base != o.Base || len(c.Suspects)+len(o.Suspects) > mostSuspects {
+	reached := min(c.Reached, o.Reached)
+	if c.All || o.All || c.Base != o.Base || c.Base == 0 && reached == 0 || len(c.Suspects)+len(o.Suspects) > mostSuspects {
 		both.All = true
 		return both
 	}
-	both.Base, both.Since, both.Suspects = c.Base, earliest(c.Since, o.Since), slices.Concat(c.Suspects, o.Suspects)
+	both.Base, both.Reached, both.Since, both.Suspects = c.Base, reached, earliest(c.Since, o.Since), slices.Concat(c.Suspects, o.Suspects)
 	return both
 }
 

@@ -30,6 +30,7 @@ type inventory struct {
 // send runs through the whole inventory, and serves what is asked for until nothing is.
 func (i *inventory) send(p *plan) error {
 	i.cursor = wire.Cursor{Base: i.from.Base, Epoch: i.from.Epoch}
+	p.leave, p.compares = i.leave, true
 	err := p.steps(func(t *step) error {
 		if err := i.serve(); err != nil {
 			return err

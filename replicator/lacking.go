@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"tandemfs/journal"
 	"tandemfs/replicator/wire"
@@ -17,6 +18,9 @@ import (
 // else is sent, and the target keeps it without publishing it: it has reached the seal, but lacks something of
 // it. The next transfer builds on that, from a newer seal, and tries what is lacking again. Only one that leaves
 // nothing out becomes a recovery point.
+//
+// Where it cannot be read what a name stands for, or which names a directory has, nobody knows what the target lacks.
+// So then all transfers compare, until one can read everything; and the target keeps what it has there, and below.
 
 // errUnreadable ends a transfer that had to leave something out.
 var errUnreadable = errors.New("cannot be read")
@@ -41,6 +45,18 @@ type lacking struct {
 	Extents journal.Extents `json:"extents,omitempty"`
 	Path    string          `json:"path,omitempty"` // below the volume's root, where that can be told
 	Error   string          `json:"error"`
+	// Names: of what a name stands for, and of what is below it, the target may lack anything.
+	Names bool `json:"names,omitempty"`
+}
+
+// same reports whether both are of one inode, or of one name where the inode is not known.
+func (l lacking) same(o lacking) bool {
+	return l.Ident == o.Ident && (l.Ident != journal.Unknown || l.Path == o.Path)
+}
+
+// names reports whether the target may lack anything.
+func names(list []lacking) bool {
+	return slices.ContainsFunc(list, func(l lacking) bool { return l.Names })
 }
 
 func (l lacking) String() string {
@@ -52,9 +68,9 @@ func (l lacking) String() string {
 
 // lackingError says what was left out, and what to do.
 func lackingError(list []lacking) error {
-	files := "1 file"
+	files := "1 file or directory"
 	if len(list) > 1 {
-		files = fmt.Sprintf("%d files", len(list))
+		files = fmt.Sprintf("%d files and directories", len(list))
 	}
 	var first []string
 	for _, l := range list[:min(len(list), fewLacking)] {
@@ -75,11 +91,12 @@ func unreadable(err error) bool { return journal.Unreadable(err) && !errors.Is(e
 type gaps struct {
 	list     []lacking
 	remember func([]lacking) error // before the target can count what comes after
+	names    bool                  // what names stand for may be left out too
 }
 
 // add leaves out the extent e, which may be empty, of an inode's content, and its attributes.
 func (g *gaps) add(l lacking, e journal.Extent) error {
-	i := slices.IndexFunc(g.list, func(have lacking) bool { return have.Ident == l.Ident })
+	i := slices.IndexFunc(g.list, l.same)
 	if i < 0 && len(g.list) == maxLacking {
 		return fmt.Errorf("more than %d files %w, the last of them %s: the disk needs care", maxLacking, errUnreadable, l)
 	}
@@ -87,6 +104,7 @@ func (g *gaps) add(l lacking, e journal.Extent) error {
 	if i < 0 {
 		i, list = len(list), append(list, l)
 	}
+	list[i].Names = list[i].Names || l.Names
 	if e.Off < e.End {
 		x := list[i].Extents.Add(wholeBlocks(e))
 		if len(x) > maxGaps { // in the same step: the next try has to know where the rest begins
@@ -123,11 +141,22 @@ func (g *gaps) restAt(id journal.Ident) int64 {
 // leaveOut notes that an extent, which may be empty, of the step's content could not be read, or its attributes. It
 // gives back an error that is none of that file alone.
 func (s *sender) leaveOut(t *step, e journal.Extent, err error) error {
-	if !unreadable(err) || s.gaps.remember == nil {
+	return s.leave(t, journal.Extents{e}, false, err)
+}
+
+// leave is leaveOut for several extents, or for all that a name stands for.
+func (s *sender) leave(t *step, x journal.Extents, names bool, err error) error {
+	if !unreadable(err) || s.gaps.remember == nil || names && !s.gaps.names {
 		return err
 	}
-	l := lacking{Ident: t.Ident, Path: s.path(t), Error: errnoText(err)}
-	return s.gaps.add(l, e)
+	l := lacking{Ident: t.Ident, Path: s.path(t), Error: errnoText(err), Names: names}
+	err = s.gaps.add(l, journal.Extent{})
+	for _, e := range x {
+		if err == nil && e.Off < e.End {
+			err = s.gaps.add(l, e)
+		}
+	}
+	return err
 }
 
 // errnoText is the system's word for an error.
@@ -141,7 +170,10 @@ func errnoText(err error) string {
 
 // path tells where the step's inode is, if that is known.
 func (s *sender) path(t *step) string {
-	path, ok := s.view.PathOf(t.Ident)
+	path, ok := "", false
+	if t.Ident != journal.Unknown {
+		path, ok = s.view.PathOf(t.Ident)
+	}
 	if !ok && len(t.Name) > 0 {
 		if path, ok = s.view.PathOf(t.Dir); ok {
 			path = strings.TrimPrefix(path+"/"+string(t.Name), "/")
@@ -191,11 +223,7 @@ func (o *origin) leftOut(r *relationship, list []lacking) error {
 		if p.Compare != nil && !p.Compare.All { // the target has its size and times now: the next try has to ask for it again
 			c := *p.Compare
 			c.Suspects = slices.Clone(c.Suspects)
-			for _, l := range list {
-				if !slices.Contains(c.Suspects, l.Ident) {
-					c.Suspects = append(c.Suspects, l.Ident)
-				}
-			}
+			c.suspect(list)
 			p.Compare = &c
 		}
 		m.Pending = &p
@@ -208,7 +236,11 @@ func (o *origin) reach(r *relationship) error {
 	return o.settle(r, false, func(m *sourceMemory) {
 		list := slices.Clone(m.Pending.Lacking)
 		slices.SortFunc(list, func(a, b lacking) int { return compareIdents(a.Ident, b.Ident) })
-		m.Compared = m.Pending.Compare.and(m.Compared)
+		if names(list) {
+			m.compareAgain(list)
+		} else {
+			m.Compared = m.Pending.Compare.and(m.Compared)
+		}
 		m.Reached, m.Lacking = m.Pending.Epoch, list
 	}, (*sourceEnd).unseal)
 }
@@ -225,6 +257,9 @@ func (s *sourceSession) incomplete(ctx context.Context, p pendingTransfer, all w
 	}
 	if pos.Reached != uint64(p.Epoch) {
 		return fmt.Errorf("%w: the target has reached seal %d, not %d", wire.ErrFrame, pos.Reached, p.Epoch)
+	}
+	if names(list) { // comparing takes long
+		s.pause.atLeast(time.Since(s.began))
 	}
 	if s.pos.Reached == 0 { // the first of its kind: what failed before was something else
 		s.pause.reset()
@@ -252,7 +287,44 @@ func (s *sourceSession) gaps(p pendingTransfer) gaps {
 	if p.Compare == nil {
 		g.list = p.Lacking
 	}
+	g.names = s.keeps()
 	return g
+}
+
+// keeps reports whether the target can keep what cannot be read.
+func (s *sourceSession) keeps() bool {
+	return s.conn.Peer().Can(wire.FeatureCompare) && s.conn.Peer().Can(wire.FeatureKeep)
+}
+
+// compareNames gives the pending transfer up for one that compares, since it came to names that cannot be read. Where
+// the target has reached a seal it has the content of that, but for what is lacking.
+func (o *origin) compareNames(r *relationship) error {
+	return errors.Join(o.drop(r), o.change(r, func(m *sourceMemory) error {
+		c := &comparison{Reason: reasonUnread, Base: m.Epoch, Reached: m.Reached}
+		c.suspect(m.Lacking)
+		m.Compare, m.Compared = c.and(m.Compare), nil
+		return nil
+	}, nil))
+}
+
+// compareAgain has the next transfer compare, since the pending one left out what is not known: the same as that one
+// compared, or if it was the first what changes from now on.
+func (m *sourceMemory) compareAgain(list []lacking) {
+	c := m.Pending.Compare
+	if c == nil {
+		c = &comparison{Reason: reasonUnread, Base: m.Epoch, Reached: m.Pending.Epoch}
+		c.suspect(list)
+	}
+	m.Compare, m.Compared = c.and(m.Compare), nil
+}
+
+// suspect adds what is lacking to the files of which the content is compared.
+func (c *comparison) suspect(list []lacking) {
+	for _, l := range list {
+		if l.Ident != journal.Unknown && !slices.Contains(c.Suspects, l.Ident) {
+			c.Suspects = append(c.Suspects, l.Ident)
+		}
+	}
 }
 
 // agreeReached brings together what this end and the target remember of a seal that was reached. One that this end
@@ -296,7 +368,11 @@ func (e *sourceEnd) unreadable() *Unreadable {
 	}
 	u := &Unreadable{Count: len(list)}
 	for _, l := range list[:min(len(list), shownLacking)] {
-		u.Files = append(u.Files, UnreadableFile{Path: l.Path, Inode: l.Ident.Ino, Error: l.Error})
+		f := UnreadableFile{Path: l.Path, Inode: l.Ident.Ino, Error: l.Error}
+		if l.Ident == journal.Unknown {
+			f.Inode = 0
+		}
+		u.Files = append(u.Files, f)
 	}
 	return u
 }

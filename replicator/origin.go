@@ -161,6 +161,7 @@ const (
 	reasonHolds    = "the target's volume had files before"
 	reasonAsked    = "somebody asked for it"
 	reasonRepair   = "a verification found differences"
+	reasonUnread   = "what some names of the source stand for cannot be read"
 	reasonAround   = "names were changed around the mount while nobody watched"
 )
 
@@ -317,8 +318,10 @@ func (r *relationship) needs() []journal.Epoch {
 	if base != 0 {
 		bases = append(bases, base)
 	}
-	if m.Reached != 0 {
-		bases = append(bases, m.Reached)
+	for _, reached := range []journal.Epoch{m.Reached, m.comparing().reached()} {
+		if reached != 0 {
+			bases = append(bases, reached)
+		}
 	}
 	if len(bases) == 0 && m.Pending != nil {
 		bases = append(bases, m.Pending.Epoch)
@@ -398,7 +401,7 @@ func (o *origin) confirm(r *relationship) error {
 		m.Reached, m.Lacking, m.Compared = 0, nil, nil
 		if c := m.Compare; c != nil && c.Base == m.Epoch && !c.All { // what has changed up to now went with this one
 			moved := *c
-			moved.Base = m.Pending.Epoch
+			moved.Base, moved.Reached = m.Pending.Epoch, 0
 			m.Compare = &moved
 		}
 		m.Epoch, m.Time = m.Pending.Epoch, m.Pending.Time

@@ -32,6 +32,11 @@ type plan struct {
 	over bool
 	// lacking is what the target lacks of the base, by identity.
 	lacking []lacking
+	// leave leaves out what cannot be read of an inode, or fails: its attributes and the extents of its content, or
+	// with names all that a name stands for.
+	leave func(s *step, x journal.Extents, names bool, err error) error
+	// compares says that the target is to be told the names of what is left out: it keeps what it has.
+	compares bool
 
 	yield     func(*step) error
 	names     map[nameOf]journal.Ident   // what names stand for that were looked up, maxNames at the most
@@ -47,23 +52,48 @@ type step struct {
 	extents []journal.Extent // of an old file's content
 }
 
+// errNames says that a transfer of changes came to names that cannot be read. Which changes it may leave out for that,
+// and be understood, cannot be told: only a transfer that compares can.
+var errNames = errors.New("all is compared for that")
+
 // errView says that a view contradicts itself: it was given up, and a new one is needed.
 var errView = errors.New("the view of the volume is no longer whole")
 
 // steps yields all items, the same ones in the same order whenever it is called for the same view, base and
 // over. The step is only valid during the call.
 func (p *plan) steps(yield func(*step) error) error {
-	p.yield, p.linked, p.relocated, p.dirs = yield, map[journal.Ident]struct{}{}, false, false
+	var sent error
+	p.yield = func(s *step) error {
+		sent = yield(s)
+		return sent
+	}
+	p.linked, p.relocated, p.dirs = map[journal.Ident]struct{}{}, false, false
 	p.names = map[nameOf]journal.Ident{}
 	if p.changes == nil {
-		return p.newDirectory(p.root)
+		return p.all()
 	}
 	for _, phase := range []func() error{p.oldInodes, p.newInodes, p.detach, p.attach, p.relocate, p.namedDirectories, p.touchedDirectories} {
 		if err := phase(); err != nil {
+			if sent == nil && unreadable(err) {
+				err = fmt.Errorf("%w: %w", err, errNames)
+			}
 			return err
 		}
 	}
 	return nil
+}
+
+// all yields everything below the root, and the root.
+func (p *plan) all() error {
+	attr, err := p.view.Stat(p.root)
+	if err != nil {
+		return fmt.Errorf("the root: %w", err)
+	}
+	entries, err := p.view.ReadDir(p.root)
+	if err != nil {
+		return p.readDirError(p.root, err)
+	}
+	return p.newDirectory(p.root, attr, entries)
 }
 
 // stat tells a vanished inode from an error.
@@ -104,6 +134,10 @@ func (p *plan) oldInodes() error {
 // oldInode yields an inode that is not new, but a directory, with some of its content.
 func (p *plan) oldInode(id journal.Ident, extents journal.Extents) error {
 	attr, ok, err := p.stat(id)
+	s := step{Record: wire.Record{Kind: wire.KindInode, Ident: id, Attr: attr}}
+	if unreadable(err) {
+		return p.leave(&s, extents, false, err)
+	}
 	if err != nil || !ok || attr.Nlink == 0 {
 		return err
 	}
@@ -111,7 +145,6 @@ func (p *plan) oldInode(id journal.Ident, extents journal.Extents) error {
 		p.dirs = true
 		return nil
 	}
-	s := step{Record: wire.Record{Kind: wire.KindInode, Ident: id, Attr: attr}}
 	if isRegular(attr) {
 		s.extents = extents
 	}
@@ -143,29 +176,68 @@ func (p *plan) newRoots(found func(oldName) error) error {
 func (p *plan) newInode(id, dir journal.Ident, name string) error {
 	attr, ok, err := p.stat(id)
 	if err != nil {
-		return err
+		return p.unread(id, dir, name, err)
 	}
 	if !ok {
 		return fmt.Errorf("%w: it names inode %s (%q) and does not have it", errView, id, name)
+	}
+	if _, again := p.linked[id]; again {
+		return p.again(id, dir, name)
 	}
 	rec := wire.Record{Kind: wire.KindInode, Flags: wire.FlagNew, Ident: id, Attr: attr}
 	if !dir.IsZero() {
 		rec.Flags |= wire.FlagPlaced
 		rec.Dir, rec.Name = dir, []byte(name)
 	}
+	var entries []DirEntry
+	switch { // what the target has to have from the beginning
+	case isDir(attr):
+		entries, err = p.view.ReadDir(id)
+		err = p.readDirError(id, err)
+	case isSymlink(attr):
+		rec.Symlink, err = p.symlink(id)
+	}
+	if err != nil {
+		return p.unread(id, dir, name, err)
+	}
 	if isDir(attr) {
 		if err := p.yield(&step{Record: rec}); err != nil {
 			return err
 		}
-		return p.newDirectory(id)
+		return p.newDirectory(id, attr, entries)
 	}
 	if attr.Nlink > 1 {
-		if _, again := p.linked[id]; again {
-			return p.again(id, dir, name)
-		}
 		p.linked[id] = struct{}{}
 	}
 	return p.yield(&step{Record: rec, whole: isRegular(attr)})
+}
+
+// unread leaves out what a name stands for, where that cannot be read, and all below it.
+func (p *plan) unread(id, dir journal.Ident, name string, err error) error {
+	if !unreadable(err) || p.changes != nil {
+		return err
+	}
+	s := step{Record: wire.Record{Kind: wire.KindKeep, Ident: id, Dir: dir, Name: []byte(name)}}
+	if err := p.leave(&s, nil, true, err); err != nil || !p.compares {
+		return err
+	}
+	return p.yield(&s)
+}
+
+// vanished is the link target that a symbolic link is sent with when it was removed since the seal and
+// its target is no longer known. The next transfer removes it there too.
+const vanished = "(removed)"
+
+// symlink gives the target of a symbolic link, which cannot be given to it later.
+func (p *plan) symlink(id journal.Ident) ([]byte, error) {
+	target, err := p.view.Readlink(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		target, err = vanished, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("symbolic link %s: %w", id, err)
+	}
+	return []byte(target), err
 }
 
 // again yields one more name of what was yielded; those in old directories come with all others.
@@ -176,22 +248,21 @@ func (p *plan) again(id, dir journal.Ident, name string) error {
 	return p.yield(&step{Record: wire.Record{Kind: wire.KindAttach, Dir: dir, Name: []byte(name), Ident: id}})
 }
 
-// newDirectory yields what is in a new directory, then its attributes: they have changed meanwhile.
-func (p *plan) newDirectory(dir journal.Ident) error {
-	entries, err := p.view.ReadDir(dir)
-	if err != nil {
-		return p.readDirError(dir, err)
-	}
+// newDirectory yields what is in a new directory, then its attributes: they have changed meanwhile on the target.
+func (p *plan) newDirectory(dir journal.Ident, attr journal.Attr, entries []DirEntry) error {
 	for _, e := range entries {
 		if err := p.inNewDirectory(dir, e); err != nil {
 			return err
 		}
 	}
-	return p.directory(dir)
+	return p.yield(&step{Record: wire.Record{Kind: wire.KindInode, Ident: dir, Attr: attr}})
 }
 
 // inNewDirectory yields one name of a new directory. An old directory has to leave its old place first.
 func (p *plan) inNewDirectory(dir journal.Ident, e DirEntry) error {
+	if e.Err != nil {
+		return p.unread(e.Ident, dir, e.Name, fmt.Errorf("%q in directory %s: %w", e.Name, dir, e.Err))
+	}
 	created, err := p.created(e.Ident)
 	if err != nil {
 		return err
@@ -211,6 +282,9 @@ func (p *plan) inNewDirectory(dir journal.Ident, e DirEntry) error {
 }
 
 func (p *plan) readDirError(dir journal.Ident, err error) error {
+	if err == nil {
+		return nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: it has directory %s without its names", errView, dir)
 	}
@@ -220,10 +294,14 @@ func (p *plan) readDirError(dir journal.Ident, err error) error {
 // directory yields the attributes of a directory, if it still is one.
 func (p *plan) directory(dir journal.Ident) error {
 	attr, ok, err := p.stat(dir)
+	s := step{Record: wire.Record{Kind: wire.KindInode, Ident: dir, Attr: attr}}
+	if unreadable(err) {
+		return p.leave(&s, nil, false, err)
+	}
 	if err != nil || !ok || !isDir(attr) {
 		return err
 	}
-	return p.yield(&step{Record: wire.Record{Kind: wire.KindInode, Ident: dir, Attr: attr}})
+	return p.yield(&s)
 }
 
 // oldName is a touched name of a directory that is not new.
@@ -341,7 +419,7 @@ func (p *plan) relocateBelow(dir journal.Ident) error {
 	any := false
 	for _, e := range entries {
 		created, err := p.created(e.Ident)
-		if err != nil {
+		if err = errors.Join(e.Err, err); err != nil {
 			return err
 		}
 		if created {

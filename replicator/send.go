@@ -28,6 +28,7 @@ type sender struct {
 // send runs the whole plan.
 func (s *sender) send(p *plan) error {
 	s.cursor = wire.Cursor{Base: s.from.Base, Epoch: s.from.Epoch, Over: s.from.Over}
+	p.leave = s.leave
 	err := p.steps(s.step)
 	if err == nil && s.cursor.Items < s.from.Items {
 		return fmt.Errorf("%w: the target has %d items of %d", errCursor, s.from.Items, s.cursor.Items)
@@ -71,10 +72,6 @@ func describe(t *step, err error) error {
 	return fmt.Errorf("inode %s: %w", t.Ident, err)
 }
 
-// vanished is the link target that a symbolic link is sent with when it was removed since the seal and
-// its target is no longer known. The next transfer removes it there too.
-const vanished = "(removed)"
-
 // item sends an item's records, content from offset on.
 func (s *sender) item(t *step, offset int64) (err error) {
 	if t.Kind != wire.KindInode {
@@ -88,24 +85,10 @@ func (s *sender) item(t *step, offset int64) (err error) {
 			}
 		}
 	}
-	if isSymlink(t.Attr) && t.Flags&wire.FlagNew != 0 {
-		if err := s.symlink(t); err != nil {
-			return err
-		}
-	}
 	if err := s.out.record(s.ctx, &t.Record); err != nil {
 		return err
 	}
 	return s.content(t, offset)
-}
-
-func (s *sender) symlink(t *step) error {
-	target, err := s.view.Readlink(t.Ident)
-	if errors.Is(err, fs.ErrNotExist) {
-		target, err = vanished, nil
-	}
-	t.Symlink = []byte(target)
-	return err // a symbolic link cannot be given its target later
 }
 
 // content sends what there is to send of a regular file's bytes at or after offset. A file that was

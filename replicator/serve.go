@@ -50,7 +50,7 @@ func (m *Manager) Serve(ln net.Listener) error {
 }
 
 // features are what this node can do besides what every version can.
-var features = []string{wire.FeatureCompare, wire.FeatureIncomplete}
+var features = []string{wire.FeatureCompare, wire.FeatureIncomplete, wire.FeatureKeep}
 
 // peer serves one connection.
 func (m *Manager) peer(nc net.Conn) error {

@@ -39,6 +39,7 @@ type sourceSession struct {
 	packer  *packer
 	came    atomic.Bool           // the target has got further
 	pos     wire.Position         // what the target has
+	began   time.Time             // when the last transfer did
 	asked   atomic.Pointer[asked] // by the target, in the transfer that compares
 }
 
@@ -327,12 +328,12 @@ func (s *sourceSession) replicate(ctx context.Context) error {
 			if err := wait(ctx, time.Until(rested)); err != nil {
 				return err
 			}
-			began := time.Now()
+			s.began = time.Now()
 			if err := s.transfer(ctx); err != nil {
 				return err
 			}
 			s.startVerify(ctx)
-			rested = time.Now().Add(restAfter(time.Since(began), s.r.meter.moved()))
+			rested = time.Now().Add(restAfter(time.Since(s.began), s.r.meter.moved()))
 		}
 		s.pause.reset()
 		s.r.setJob(JobIdle)

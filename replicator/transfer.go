@@ -34,6 +34,9 @@ func (s *sourceSession) transfer(ctx context.Context) error {
 	if errors.Is(err, errView) || errors.Is(err, errCursor) || errors.Is(err, journal.ErrGone) || errors.Is(err, journal.ErrNotHeld) {
 		err = errors.Join(err, s.origin.drop(s.r)) // the next one has a seal of its own
 	}
+	if errors.Is(err, errNames) && s.keeps() {
+		err = errors.Join(err, s.origin.compareNames(s.r))
+	}
 	if err != nil {
 		return err
 	}
@@ -106,7 +109,7 @@ func (s *sourceSession) changesFor(c *comparison, upto uint64) *journal.Changes 
 	if c.All || uint64(c.Base) != s.pos.Epoch {
 		return nil
 	}
-	changes, err := s.origin.vol.Journal().Changes(c.Base, journal.Epoch(upto))
+	changes, err := s.origin.vol.Journal().Changes(max(c.Base, c.Reached), journal.Epoch(upto))
 	if err != nil {
 		s.m.log.Warn("what has changed is not known: all content is compared", "relationship", s.r.id, "error", err)
 		return nil

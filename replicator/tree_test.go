@@ -38,7 +38,8 @@ type tree struct {
 
 	live   bool                  // views read content as it is now, or not at all when the file is gone
 	broken func(op string) error // nil, or what an operation of the target fails with
-	// unread is nil, or what reading an inode fails with: "xattrs", "link", "open", or "data" of an extent.
+	// unread is nil, or what reading an inode fails with: "inode" by any of its names, "stat", "xattrs", "link", the
+	// "names" of a directory, "open", or "data" of an extent.
 	unread  func(what string, id journal.Ident, e journal.Extent) error
 	commits int
 	hook    func() // nil, or called before a view is opened

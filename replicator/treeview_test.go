@@ -89,6 +89,9 @@ func (w *treeView) get(id journal.Ident) (*node, error) {
 
 func (w *treeView) Stat(id journal.Ident) (journal.Attr, error) {
 	n, err := w.get(id)
+	if err == nil {
+		err = w.failing("stat", id)
+	}
 	if err != nil {
 		return journal.Attr{}, err
 	}
@@ -97,6 +100,12 @@ func (w *treeView) Stat(id journal.Ident) (journal.Attr, error) {
 
 func (w *treeView) Lookup(dir journal.Ident, name string) (journal.Ident, error) {
 	n, err := w.get(dir)
+	if err == nil {
+		err = w.failing("names", dir)
+	}
+	if err == nil && !n.names[name].IsZero() {
+		err = w.failing("inode", n.names[name])
+	}
 	if err != nil {
 		return journal.Ident{}, err
 	}
@@ -105,12 +114,19 @@ func (w *treeView) Lookup(dir journal.Ident, name string) (journal.Ident, error)
 
 func (w *treeView) ReadDir(dir journal.Ident) ([]DirEntry, error) {
 	n, err := w.get(dir)
+	if err == nil {
+		err = w.failing("names", dir)
+	}
 	if err != nil {
 		return nil, err
 	}
 	var entries []DirEntry
 	for _, name := range slices.Sorted(maps.Keys(n.names)) {
-		entries = append(entries, DirEntry{name, n.names[name]})
+		e := DirEntry{Name: name, Ident: n.names[name]}
+		if e.Err = w.failing("inode", e.Ident); e.Err != nil {
+			e.Ident = journal.Unknown
+		}
+		entries = append(entries, e)
 	}
 	return entries, nil
 }

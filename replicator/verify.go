@@ -74,7 +74,7 @@ const (
 	DifferIdentity   DifferenceKind = "identity"   // the name stands for another file than on the source
 	DifferAttributes DifferenceKind = "attributes" // owner, mode, times, extended attributes
 	DifferContent    DifferenceKind = "content"
-	DifferUnreadable DifferenceKind = "unreadable" // the source cannot read its content
+	DifferUnreadable DifferenceKind = "unreadable" // the source cannot read it, or what is below it
 )
 
 // mostFound is how many differences are kept.

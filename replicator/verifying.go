@@ -100,7 +100,7 @@ func (c *verifying) send(ctx context.Context) error {
 	}
 	out := newPacker()
 	out.begin(c.conn)
-	send := &sender{ctx: ctx, view: c.view, out: out, from: from, gaps: gaps{remember: c.leftOut}}
+	send := &sender{ctx: ctx, view: c.view, out: out, from: from, gaps: gaps{remember: c.leftOut, names: c.conn.Peer().Can(wire.FeatureKeep)}}
 	inv := &inventory{sender: send, asked: c.asked, pace: c.pace,
 		suspect: func(journal.Ident, journal.Attr) (bool, error) { return false, nil }} // the target compares every file
 	err := inv.send(&plan{view: c.view, root: root})
@@ -124,7 +124,7 @@ func (c *verifying) send(ctx context.Context) error {
 
 // leftOut notes what the source cannot read: the target will find that it differs.
 func (c *verifying) leftOut(list []lacking) error {
-	c.s.m.log.Error("a verification cannot read a file of the source", "relationship", c.r.id, "file", list[len(list)-1])
+	c.s.m.log.Error("a verification cannot read something of the source", "relationship", c.r.id, "file", list[len(list)-1])
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
 	c.unread = list

@@ -65,6 +65,7 @@ type View interface {
 type DirEntry struct {
 	Name  string
 	Ident journal.Ident
+	Err   error // why what the name stands for cannot be read: then Ident may be journal.Unknown
 }
 
 // File is a regular file's content in a View.

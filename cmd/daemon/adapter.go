@@ -43,7 +43,7 @@ func (v openView) ReadDir(dir journal.Ident) ([]replicator.DirEntry, error) {
 	}
 	list := make([]replicator.DirEntry, len(entries))
 	for i, e := range entries {
-		list[i] = replicator.DirEntry{Name: e.Name, Ident: e.Ident}
+		list[i] = replicator.DirEntry{Name: e.Name, Ident: e.Ident, Err: e.Err}
 	}
 	return list, nil
 }

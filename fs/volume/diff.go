@@ -205,7 +205,7 @@ func (d *differ) find(id journal.Ident, at place) error {
 	if err != nil || attr.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
-	entries, err := d.b.ReadDir(id)
+	entries, err := d.b.readable(id)
 	for _, e := range entries {
 		if err == nil {
 			err = d.find(e.Ident, place{id, e.Name})
@@ -346,7 +346,7 @@ func (d *differ) search() error {
 }
 
 func (d *differ) searchIn(dir journal.Ident) error {
-	entries, err := d.b.ReadDir(dir)
+	entries, err := d.b.readable(dir)
 	if err != nil {
 		return err
 	}

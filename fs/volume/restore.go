@@ -183,7 +183,7 @@ func (r *pathRestore) changed(id journal.Ident, was journal.Image) error {
 
 // children makes the names of a directory what they were.
 func (r *pathRestore) children(id, now journal.Ident) error {
-	entries, err := r.w.ReadDir(id)
+	entries, err := r.w.readable(id)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ type Entry struct {
 	Name  string
 	Ident journal.Ident
 	Type  uint8 // DT_* of readdir(3)
+	Err   error // why what the name stands for cannot be read: then Ident may be journal.Unknown
 }
 
 // Seal ends the current epoch and gives the view of the volume at that instant, for a transfer: where there
@@ -219,14 +220,26 @@ func (w *View) lookupLive(dir journal.Ident, name string) (journal.Ident, error)
 	return w.v.backing.IdentAt(d.fd, name)
 }
 
-// ReadDir gives all names of a directory, sorted.
+// readable gives all names of a directory, sorted, or the error of one of which it cannot be read what it stands for.
+func (w *View) readable(dir journal.Ident) ([]Entry, error) {
+	entries, err := w.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, e.Err)
+	}
+	return entries, err
+}
+
+// ReadDir gives all names of a directory, sorted. An inode that cannot be read keeps back no other name.
 func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 	entries, liveErr := w.readLive(dir)
 	was, err := w.v.journal.NamesAt(w.epoch, dir)
 	if err != nil {
 		return nil, err
 	}
-	if liveErr != nil && !errors.Is(liveErr, unix.ESTALE) {
+	if errors.Is(liveErr, unix.ESTALE) { // an empty one is something else
+		_, liveErr = w.Stat(dir)
+	}
+	if liveErr != nil {
 		return nil, liveErr
 	}
 	entries = slices.DeleteFunc(entries, func(e Entry) bool {
@@ -238,10 +251,10 @@ func (w *View) ReadDir(dir journal.Ident) ([]Entry, error) {
 			continue
 		}
 		attr, err := w.Stat(id)
-		if err != nil {
+		if err != nil && !journal.Unreadable(err) {
 			return nil, err
 		}
-		entries = append(entries, Entry{name, id, uint8(attr.Mode & unix.S_IFMT >> 12)})
+		entries = append(entries, Entry{name, id, uint8(attr.Mode & unix.S_IFMT >> 12), err})
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return entries, nil
@@ -262,12 +275,15 @@ func (w *View) readLive(dir journal.Ident) ([]Entry, error) {
 			return true
 		}
 		id, err := w.v.backing.IdentAt(d.fd, string(e.Name))
-		if err == unix.ENOENT || err == unix.EXDEV {
-			return true
+		switch {
+		case err == unix.ENOENT, err == unix.EXDEV:
+		case journal.Unreadable(err):
+			entries = append(entries, Entry{string(e.Name), journal.Unknown, e.Type, err})
+		default:
+			entries = append(entries, Entry{string(e.Name), id, e.Type, nil})
+			failed = err
 		}
-		entries = append(entries, Entry{string(e.Name), id, e.Type})
-		failed = err
-		return err == nil
+		return failed == nil
 	})
 	return entries, errors.Join(err, failed)
 }

@@ -10,7 +10,7 @@ import (
 
 // IsItem reports whether a record counts as an item of the stream; content belongs to the item before.
 func (k Kind) IsItem() bool {
-	return k == KindInode || k == KindAttach || k == KindDetach
+	return k == KindInode || k == KindAttach || k == KindDetach || k == KindKeep
 }
 
 // Chainer computes the chain: a number that stands for all items up to one, so that two ends that both

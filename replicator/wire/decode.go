@@ -31,7 +31,7 @@ func (d *Decoder) Next(r *Record) (bool, error) {
 		r.Data = d.take(uint64(d.u32()))
 	case KindHole:
 		r.Off, r.Len = int64(d.uvarint()), int64(d.uvarint())
-	case KindAttach:
+	case KindAttach, KindKeep:
 		r.Dir, r.Name, r.Ident = d.ident(), d.bytes(MaxName), d.ident()
 	case KindDetach:
 		r.Dir, r.Name = d.ident(), d.bytes(MaxName)

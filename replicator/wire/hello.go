@@ -22,6 +22,9 @@ const FeatureCompare = "compare"
 // FeatureIncomplete is what a target can do that keeps a transfer which left something out: Incomplete.
 const FeatureIncomplete = "incomplete"
 
+// FeatureKeep is what a node can do that compares, and keeps what the source cannot read: KindKeep.
+const FeatureKeep = "keep"
+
 // Errors of the handshake.
 var (
 	// ErrNotTandem says that what answers is something else than a Tandem node.

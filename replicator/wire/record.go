@@ -20,6 +20,7 @@ import (
 //	detach  = dir name
 //	digest  = offset varint | length varint | 32 bytes, of that file
 //	ask
+//	keep    = dir name ident
 //
 // ident and dir are two varints each (inode number, generation); times are a zigzag varint of seconds and
 // a varint of nanoseconds; names and values have their length before them as a varint. All varints are
@@ -37,6 +38,7 @@ const (
 	KindDetach Kind = 5 // a name stands for nothing
 	KindDigest Kind = 6 // the SHA-256 of content of the inode before, for the target to compare
 	KindAsk    Kind = 7 // the target is to say what it wants, and then that it has said so: see Want
+	KindKeep   Kind = 8 // what a name stands for cannot be read: the target keeps what it has of it, and below it
 )
 
 // Flags say more of an inode record.
@@ -117,7 +119,7 @@ func (r *Record) Append(b []byte) ([]byte, error) {
 	case KindHole:
 		b = binary.AppendUvarint(b, uint64(r.Off))
 		b = binary.AppendUvarint(b, uint64(r.Len))
-	case KindAttach:
+	case KindAttach, KindKeep:
 		b = appendBytes(appendIdent(b, r.Dir), r.Name)
 		b = appendIdent(b, r.Ident)
 	case KindDetach:
@@ -204,8 +206,8 @@ func (r *Record) check() error {
 			return fmt.Errorf("%w: a digest of %d at %d in %d bytes", ErrRecord, r.Len, r.Off, len(r.Data))
 		}
 	case KindAsk:
-	case KindAttach, KindDetach:
-		if r.Kind == KindAttach && r.Ident.IsZero() || r.Dir.IsZero() {
+	case KindAttach, KindDetach, KindKeep:
+		if r.Kind != KindDetach && r.Ident.IsZero() || r.Dir.IsZero() {
 			return fmt.Errorf("%w: no identity", ErrRecord)
 		}
 		return checkName(r.Name)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,6 +35,12 @@ func records() []Record {
 		{Kind: KindAttach, Dir: dir, Name: []byte(strings.Repeat("n", MaxName)), Ident: id},
 		{Kind: KindDetach, Dir: dir, Name: []byte("...")},
 	}
+}
+
+// keeping is what belongs to comparisons of what cannot be read.
+func keeping() []Record {
+	return []Record{{Kind: KindKeep, Dir: journal.Ident{Ino: 2}, Name: []byte("name"), Ident: journal.Ident{Ino: 7, Gen: 9}},
+		{Kind: KindKeep, Dir: journal.Ident{Ino: 2}, Name: []byte("other"), Ident: journal.Unknown}}
 }
 
 // comparing is what belongs to comparisons.
@@ -93,6 +100,9 @@ kind 1 flags 8 ident 7.9 dir 0.0 name "" off 0 len 0 data "" link "" mode 100644
 kind 6 flags 0 ident 0.0 dir 0.0 name "" off 1099511627776 len 131072 data "0123456789abcdef0123456789abcdef" link "" mode 0 size 0 xattrs 0
 kind 7 flags 0 ident 0.0 dir 0.0 name "" off 0 len 0 data "" link "" mode 0 size 0 xattrs 0`
 
+const keptKeeping = `kind 8 flags 0 ident 7.9 dir 2.0 name "name" off 0 len 0 data "" link "" mode 0 size 0 xattrs 0
+kind 8 flags 0 ident 18446744073709551615.18446744073709551615 dir 2.0 name "other" off 0 len 0 data "" link "" mode 0 size 0 xattrs 0`
+
 // With TANDEM_KEEP_FRAMES set this writes the fixtures of the present format.
 func TestMain(m *testing.M) {
 	if name := os.Getenv("TANDEM_KEEP_FRAMES"); name != "" {
@@ -101,12 +111,13 @@ func TestMain(m *testing.M) {
 		_ = os.WriteFile("testdata/frames/hello-"+name+".frame", framed(t, TypeHello, hello, false), 0o644)
 		_ = os.WriteFile("testdata/frames/records-"+name+".frame", framed(t, TypeRecords, encoded(t, records()), true), 0o644)
 		_ = os.WriteFile("testdata/frames/comparing-"+name+".frame", framed(t, TypeRecords, encoded(t, comparing()), true), 0o644)
+		_ = os.WriteFile("testdata/frames/keeping-"+name+".frame", framed(t, TypeRecords, encoded(t, keeping()), true), 0o644)
 	}
 	os.Exit(m.Run())
 }
 
 func TestARecordArrivesAsItWasSent(t *testing.T) {
-	want := append(records(), comparing()...)
+	want := slices.Concat(records(), comparing(), keeping())
 	var d Decoder
 	d.Reset(encoded(t, want))
 	var got Record
