@@ -480,3 +480,18 @@ func TestATargetWithAnotherKeyIsRefusedLater(t *testing.T) {
 		t.Error("it was sent all the same")
 	}
 }
+
+func TestASourceWhoseVolumeIsNotThereDoesNotSayHowFarTheTargetIsBehind(t *testing.T) {
+	p := newPair(t).create()
+	p.settled()
+	p.src.stop()
+	p.src.volumes.have = map[string]*tree{}
+	p.src.start()
+	if r := p.src.status(p.id).RecoveryPoint; r.BehindBytes != nil || r.BehindSeconds != nil {
+		t.Errorf("it says %+v", r)
+	}
+	p.src.volumes.mu.Lock()
+	p.src.volumes.have["data"] = p.from
+	p.src.volumes.mu.Unlock()
+	p.settled()
+}

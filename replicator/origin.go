@@ -34,6 +34,7 @@ type sourceEnd struct {
 	// remembering is held, and taken before the relationship's mu, while memory is changed and written down.
 	remembering sync.Mutex
 	stop        func() // ends the job and waits for it; nil when none runs
+	recalled    bool   // memory is what the volume's journal has; until the volume is open nobody knows
 	memory      sourceMemory
 	view        View // of memory.Pending; nil when it is not open
 	// dirtySince is when the first change came that no running transfer has, sealedSince the first that the
@@ -49,8 +50,12 @@ type sourceEnd struct {
 	diverged bool
 }
 
-// behind is for holders of the relationship's mu; left is what the running transfer has to go.
-func (e *sourceEnd) behind(now time.Time, left int64, point RecoveryPoint) *behind {
+// behind is for holders of the relationship's mu; left is what the running transfer has to go. It gives nil while that
+// is not known.
+func (e *sourceEnd) behind(now time.Time, left int64) *behind {
+	if !e.recalled {
+		return nil
+	}
 	b := &behind{bytes: max(left, e.missed)}
 	since := e.sealedSince
 	if since.IsZero() {
@@ -99,7 +104,7 @@ func (o *origin) add(r *relationship) error {
 	r.source.remembering.Lock()
 	defer r.source.remembering.Unlock()
 	r.mu.Lock()
-	r.source.memory, r.source.view = memory, view
+	r.source.memory, r.source.view, r.source.recalled = memory, view, true
 	c := memory.comparing()
 	r.source.repairing = c != nil && c.Reason == reasonRepair
 	r.point = RecoveryPoint{Epoch: uint64(memory.Epoch), Time: memory.Time}

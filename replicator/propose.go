@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"tandemfs/replicator/wire"
 )
@@ -18,6 +19,14 @@ const maxProposals = 100
 
 // maxPath bounds the paths that peers tell of theirs, in bytes.
 const maxPath = 4096
+
+// CheckNode refuses what cannot be the name of a node.
+func CheckNode(name string) error {
+	if !sound(name, wire.MaxNode) || !utf8.ValidString(name) {
+		return fmt.Errorf("%w: %q cannot be a node's name: use 1 to %d bytes of text without control characters", ErrInvalid, name, wire.MaxNode)
+	}
+	return nil
+}
 
 // Create makes a relationship on the source. It reaches the target and proposes before it returns, so
 // that whatever is wrong with either is an error and leaves nothing behind; ctx bounds that.

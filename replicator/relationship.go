@@ -197,7 +197,7 @@ func (r *relationship) status() Status {
 	}
 	b := r.target.behind
 	if r.role == RoleSource {
-		b = r.source.behind(now, left.bytes, r.point)
+		b = r.source.behind(now, left.bytes)
 		s.Unreadable = r.source.unreadable()
 	}
 	if b != nil && r.rec.State == StateEstablished {
