@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"tandemfs/cmd/api"
 	"tandemfs/replicator"
 )
@@ -217,6 +219,44 @@ func TestADeadSocketIsReplacedAndALiveOneIsNot(t *testing.T) {
 	}
 	if err := again.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestASocketThatCannotBeAskedIsNotReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for { // until it has more callers than it bears
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		defer c.Close()
+	}
+	if _, err := api.Listen(path); err == nil || !strings.Contains(err.Error(), "another daemon answers") {
+		t.Fatalf("a live socket was taken over: %v", err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASocketsPathThatCannotBeIsNamedSo(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		filepath.Join(dir, strings.Repeat("x", 108)): "name a shorter one with --socket",
+		filepath.Join(dir, "missing", "s"):           "make it, or name another path with --socket",
+	} {
+		_, err := api.Listen(path)
+		if err == nil || api.AsError(err).Code != api.CodeInvalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 

@@ -12,17 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxSocketPath is what the kernel takes as a socket's path, in bytes (unix(7), less the NUL at the end).
+const maxSocketPath = 107
+
 // Listen opens the node's socket, for its user alone (0600). What a dead node left at the path is taken
 // away; a live one, or a file that is not a socket, is left and reported.
 //
 // It changes the umask of the process for a moment: call it before anything else makes files.
 func Listen(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, Errorf(CodeInvalid, "the control socket's path %s has more than %d bytes: name a shorter one with --socket", path, maxSocketPath)
+	}
 	if err := clearPath(path); err != nil {
 		return nil, err
 	}
 	old := unix.Umask(0o177)
 	defer unix.Umask(old)
 	ln, err := net.Listen("unix", path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, Errorf(CodeInvalid, "the folder of the control socket %s does not exist: make it, or name another path with --socket", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the control socket cannot be made: %w", err)
 	}
@@ -41,11 +50,14 @@ func clearPath(path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return Errorf(CodeConflict, "%s exists and is not a socket: name another path with --socket", path)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		_ = c.Close()
-		return Errorf(CodeConflict, "another daemon answers on %s: name another path with --socket", path)
+	c, err := net.Dial("unix", path)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return os.Remove(path)
 	}
-	return os.Remove(path)
+	if err == nil {
+		_ = c.Close()
+	}
+	return Errorf(CodeConflict, "another daemon answers on %s: name another path with --socket", path)
 }
 
 // peerUID gives the user at the other end of a unix socket, as the kernel knows it.

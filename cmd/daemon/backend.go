@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -131,31 +130,15 @@ func (s *system) Mount(v Volume, at string, o MountOptions) (Mount, error) {
 	}
 	server, err := mount.Mount(open.Volume, at, mount.Options{NoSuid: o.NoSuid, NoDev: o.NoDev, ShowSnapshots: o.ShowSnapshots, Logger: s.log})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.guard.Drop(at))
 	}
-	return served{server, at}, nil
+	go func() {
+		server.Wait()
+		if err := s.guard.Drop(at); err != nil { // at the node's end it needs to be told no more
+			s.log.Debug("the guard was not told of the end of a mount", "mount", at, "error", err)
+		}
+	}()
+	return server, nil
 }
 
 func (*system) CleanStale(at string) (bool, error) { return mount.CleanStale(at) }
-
-// served is a volume's mount.
-type served struct {
-	*mount.Server
-	at string
-}
-
-// releasePatience is how long Release waits for programs that are just leaving.
-const releasePatience = 2 * time.Second
-
-// Release takes the mount away only when nobody uses it; the server's own Unmount would detach it.
-func (s served) Release() error {
-	for end := time.Now().Add(releasePatience); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.Unmount(s.at, 0)
-		switch {
-		case err == nil, errors.Is(err, syscall.EINVAL): // gone, by this call or before it
-			return s.Server.Unmount()
-		case !errors.Is(err, syscall.EBUSY) || time.Now().After(end):
-			return err
-		}
-	}
-}

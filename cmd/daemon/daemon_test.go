@@ -136,7 +136,7 @@ func TestAPortThatIsTakenIsNamedAndNothingIsLeftBehind(t *testing.T) {
 	defer ln.Close()
 	free := r.options.Listen
 	r.options.Listen = ln.Addr().String()
-	if err := run(t.Context(), r.options, r.parts()); err == nil || !strings.Contains(err.Error(), "--listen") {
+	if err := run(t.Context(), r.options, r.parts()); err == nil || !strings.Contains(err.Error(), "--listen") || api.AsError(err).Code != api.CodeConflict {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := os.Lstat(r.options.Socket); err == nil {
@@ -159,6 +159,101 @@ func TestAFolderThatIsNotOursIsNotTaken(t *testing.T) {
 	}
 	if info, err := os.Stat(home); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("the folder's mode became %v (%v)", info.Mode(), err)
+	}
+}
+
+func TestAStateFolderWhoseFirstStartDiedIsTaken(t *testing.T) {
+	for _, left := range [][]string{{lockFile}, {lockFile, formatFile + newSuffix}} {
+		r := newRig(t)
+		r.options.State = r.mkdir("state")
+		for _, name := range left {
+			if err := os.WriteFile(filepath.Join(r.options.State, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.start()
+	}
+}
+
+func TestANodeWhoseNameNoPeerWouldTakeIsRefused(t *testing.T) {
+	for _, name := range []string{"", strings.Repeat("n", 256), "a\nb", "\xff"} {
+		r := newRig(t)
+		r.options.Name = name
+		if err := run(t.Context(), r.options, r.parts()); err == nil || api.AsError(err).Code != api.CodeInvalid {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestAVolumeThatWasHalfRemovedIsFailedAndCanBeRemovedAgain(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.protect("data")
+	obstacle := filepath.Join(r.options.State, volumesFile+newSuffix)
+	if err := os.Mkdir(obstacle, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.RemoveVolume(t.Context(), "data"); err == nil {
+		t.Fatal("it is removed, and the list of volumes cannot be written")
+	}
+	r.mustBe("data", api.VolumeFailed)
+	if err := os.Remove(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.RemoveVolume(t.Context(), "data"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNobodyBringsAVolumeBackOnceTheNodeHasTakenItDown(t *testing.T) {
+	backend := newFakeBackend()
+	state, err := openState(filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.close()
+	volumes, err := openRegistry(state, backend, nil, testLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := volumes.create(api.CreateVolume{Name: "data", Path: dir}); err != nil {
+		t.Fatal(err)
+	}
+	if err := volumes.close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := volumes.Volume("data"); err == nil || !strings.Contains(err.Error(), "shutting down") {
+		t.Errorf("got %v", err)
+	}
+	if len(backend.mounts) > 0 {
+		t.Error("it is mounted again")
+	}
+}
+
+func TestAMountThatProgramsDoNotFindIsNotCalledMounted(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	at := r.protect("data").Mount
+	m := r.backend.mounts[at]
+	m.hidden.Store(true)
+	if v := r.mustBe("data", api.VolumeFailed); !strings.Contains(v.Error, "restart the node") {
+		t.Errorf("it says %q", v.Error)
+	}
+	m.hidden.Store(false)
+	r.mustBe("data", api.VolumeMounted)
+}
+
+func TestARelationshipToWhatCannotBeAVolumeIsNotProposed(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.protect("data")
+	_, err := r.client.CreateRelationship(t.Context(), replicator.CreateRequest{Source: "data", Target: "host", TargetVolume: "b/ad"})
+	if err == nil || api.AsError(err).Code != api.CodeInvalid || len(r.relations) > 0 {
+		t.Errorf("got %v, and %d relationships", err, len(r.relations))
 	}
 }
 
@@ -191,7 +286,7 @@ func TestAVolumeWhoseDirectoryIsMissingFailsAloneAndComesBack(t *testing.T) {
 	if v := r.mustBe("lost", api.VolumeFailed); !strings.Contains(v.Error, "no such file") {
 		t.Errorf("the error is %q", v.Error)
 	}
-	_, err := r.client.CreateRelationship(t.Context(), replicator.CreateRequest{Source: "lost"})
+	_, err := r.client.CreateRelationship(t.Context(), replicator.CreateRequest{Source: "lost", TargetVolume: "copy"})
 	if api.AsError(err).Code != api.CodeConflict {
 		t.Errorf("a relationship with a failed volume: %v", err)
 	}

@@ -47,6 +47,9 @@ func (e *entry) bringUp(create bool) error {
 }
 
 func (e *entry) tryUp(create bool) error {
+	if err := e.registry.checkOpen(); err != nil {
+		return err
+	}
 	kept := e.registry.recordOf(e)
 	if err := e.open(kept, create); err != nil {
 		return err
@@ -178,7 +181,7 @@ func (e *entry) ready() error {
 		return e.registry.noVolume(e.record.Name)
 	case e.volume != nil && e.mount != nil:
 		return nil
-	case time.Since(e.tried) < retryPause:
+	case e.failure != nil && time.Since(e.tried) < retryPause:
 		return e.failure
 	}
 	return e.bringUp(false)
@@ -304,6 +307,11 @@ func (e *entry) describe() api.Volume {
 		return v
 	}
 	v.State, v.ID = api.VolumeMounted, e.volume.ID()
+	if onTop, err := e.mount.OnTop(); err == nil && !onTop {
+		v.State = api.VolumeFailed
+		v.Error = fmt.Sprintf("its mount is not what programs find at %s: it was detached while it was in use, or something else is "+
+			"mounted there; what is changed there is noticed only after it was made. Take that away, or restart the node", kept.Mount)
+	}
 	v.Around = around(e.volume.Around())
 	return v
 }

@@ -129,11 +129,13 @@ type fakeMount struct {
 	options  MountOptions
 	once     sync.Once
 	gone     chan struct{}
+	hidden   atomic.Bool // programs find something else at its path
 }
 
-func (m *fakeMount) Wait()          { <-m.gone }
-func (m *fakeMount) Unmount() error { return m.end("unmount") }
-func (m *fakeMount) Release() error { return m.end("release") }
+func (m *fakeMount) Wait()                { <-m.gone }
+func (m *fakeMount) Unmount() error       { return m.end("unmount") }
+func (m *fakeMount) Release() error       { return m.end("release") }
+func (m *fakeMount) OnTop() (bool, error) { return !m.hidden.Load(), nil }
 
 func (m *fakeMount) end(how string) error {
 	if err := m.backend.did("%s %s", how, m.name); err != nil {

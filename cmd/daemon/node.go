@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"tandemfs/cmd/api"
@@ -73,6 +74,7 @@ func run(ctx context.Context, o Options, p parts) error {
 func start(ctx context.Context, o Options, p parts) (*node, error) {
 	n := &node{log: o.Logger, now: p.now, failed: make(chan error, 2)}
 	for _, step := range []func() error{
+		func() error { return replicator.CheckNode(o.Name) },
 		func() error { return n.openFolder(o) },
 		func() error { return n.listen(o) },
 		func() error { return n.startGuard(p.backend) },
@@ -121,7 +123,11 @@ func (n *node) listen(o Options) error {
 	}
 	n.later(func() error { return closeListener(n.control) })
 	if n.peers, err = net.Listen("tcp", o.Listen); err != nil {
-		return fmt.Errorf("peers cannot be answered at %s (--listen names another address): %w", o.Listen, err)
+		code := api.CodeInvalid
+		if errors.Is(err, syscall.EADDRINUSE) {
+			code = api.CodeConflict
+		}
+		return api.Errorf(code, "peers cannot be answered at %s (--listen names another address): %v", o.Listen, err)
 	}
 	n.later(func() error { return closeListener(n.peers) })
 	n.info.Listen = n.peers.Addr().String()

@@ -59,6 +59,8 @@ type Mount interface {
 	Unmount() error
 	// Wait returns when the mount has gone, by the above or by other hands.
 	Wait()
+	// OnTop reports whether the mount is what programs find at its path.
+	OnTop() (bool, error)
 }
 
 // Backend opens volumes and mounts them.

@@ -27,6 +27,7 @@ type registry struct {
 
 	mu      sync.Mutex // after an entry's mu, never before
 	entries map[string]*entry
+	closed  bool
 }
 
 // openRegistry loads the volumes of the state folder and brings up all that can be.
@@ -53,8 +54,11 @@ func (r *registry) newEntry(kept record) *entry {
 	return &entry{registry: r, record: kept, log: r.log.With("volume", kept.Name)}
 }
 
-// close takes all volumes down.
+// close takes all volumes down, for good: a request that outlives the node's patience does not bring them back.
 func (r *registry) close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
 	var errs []error
 	for _, e := range r.all() {
 		e.mu.Lock()
@@ -92,6 +96,16 @@ func (r *registry) find(name string) (*entry, error) {
 
 func (r *registry) noVolume(name string) error {
 	return absent{api.Errorf(api.CodeNotFound, "no volume %q on this node (`tandemfs volume list` shows those there are)", name)}
+}
+
+// checkOpen fails once the registry is closed.
+func (r *registry) checkOpen() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return api.Errorf(api.CodeConflict, "the node is shutting down")
+	}
+	return nil
 }
 
 func (r *registry) recordOf(e *entry) record {

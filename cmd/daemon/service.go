@@ -100,6 +100,9 @@ func (n *node) Relationship(id string) (replicator.Status, error) {
 
 // CreateRelationship proposes a relationship to a target.
 func (n *node) CreateRelationship(ctx context.Context, r replicator.CreateRequest) (replicator.Status, error) {
+	if err := checkName(r.TargetVolume); err != nil {
+		return replicator.Status{}, err
+	}
 	n.binding.RLock()
 	defer n.binding.RUnlock()
 	s, err := n.manager.Create(ctx, r)

@@ -25,6 +25,8 @@ const (
 	volumesFile      = "volumes.json"
 	relationshipsDir = "relationships"
 	stateFormat      = "tandemfs state 1\n"
+
+	newSuffix = ".new" // of a file that will take another's place
 )
 
 // stateFolder is the node's own folder, locked against a second daemon.
@@ -78,8 +80,8 @@ func (s *stateFolder) check() (known bool, err error) {
 		return false, fmt.Errorf("the state folder cannot be read: %w", err)
 	}
 	for _, name := range names {
-		if name.Name() != lockFile { // the lock comes first: a start may have died right after it
-			return false, fmt.Errorf("%s is not empty and not a state folder of tandemfs: name another with --state", s.dir)
+		if name.Name() != lockFile && name.Name() != formatFile+newSuffix { // these come first: a start may have died right after
+			return false, api.Errorf(api.CodeInvalid, "%s is not empty and not a state folder of tandemfs: name another with --state", s.dir)
 		}
 	}
 	return false, nil
@@ -153,7 +155,7 @@ func (s *stateFolder) path(name string) string { return filepath.Join(s.dir, nam
 // write replaces a file of the folder: after it, and after a power cut during it, the file holds either
 // all of data or all of what it held before.
 func (s *stateFolder) write(name string, data []byte) error {
-	temporary := s.path(name + ".new")
+	temporary := s.path(name + newSuffix)
 	if err := writeSynced(temporary, data); err != nil {
 		return fmt.Errorf("%s cannot be written: %w", name, err)
 	}

@@ -32,6 +32,12 @@ type Guard struct {
 	failure error         // how, once it has
 }
 
+// What the guard is told of a mount point, by the byte before it.
+const (
+	added   = '+'
+	dropped = '-'
+)
+
 // diedSignal tells the guard that the daemon dies. Signals that people and service managers send to a whole group of
 // processes are of no concern to it.
 const diedSignal = unix.SIGUSR1
@@ -68,10 +74,15 @@ func StartGuard(command *exec.Cmd, hold *os.File) (*Guard, error) {
 }
 
 // Add has the guard end the connection of what will be mounted at the mount point, and returns when it knows.
-func (g *Guard) Add(mountpoint string) error {
+func (g *Guard) Add(mountpoint string) error { return g.say(added, mountpoint) }
+
+// Drop takes an Add back, once what was mounted is gone: another daemon may mount there then.
+func (g *Guard) Drop(mountpoint string) error { return g.say(dropped, mountpoint) }
+
+func (g *Guard) say(what byte, mountpoint string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, err := g.tell.Write(append([]byte(mountpoint), 0))
+	_, err := g.tell.Write(append(append([]byte{what}, mountpoint...), 0))
 	if err == nil {
 		_, err = g.heard.ReadByte()
 	}
@@ -91,8 +102,8 @@ func (g *Guard) Close() error {
 	return errors.Join(err, g.failure)
 }
 
-// Watch is what the guard's process does: it reads mount points, each with a NUL at its end, acknowledges each by a
-// byte, and returns when the daemon has closed its end, or was killed and the connections are ended.
+// Watch is what the guard's process does: it reads what it is told of mount points, each with a NUL at its end,
+// acknowledges each by a byte, and returns when the daemon has closed its end, or was killed and the connections are ended.
 func Watch(told io.Reader, acknowledge io.Writer) error {
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, diedSignal)
@@ -107,20 +118,30 @@ func Watch(told io.Reader, acknowledge io.Writer) error {
 			mounts <- lines.Text()
 		}
 	}()
-	known := map[string]bool{}
+	known := map[string]int{} // how many mounts at each mount point
 	for {
 		select {
 		case <-died:
 			return abortAll(known)
-		case at, more := <-mounts:
+		case line, more := <-mounts:
 			if !more {
 				return nil
 			}
-			known[at] = true
+			note(known, line)
 			if _, err := acknowledge.Write([]byte{'\n'}); err != nil {
 				return err
 			}
 		}
+	}
+}
+
+// note changes what is known by a line.
+func note(known map[string]int, line string) {
+	what, at := line[0], line[1:]
+	if what == added {
+		known[at]++
+	} else if known[at]--; known[at] == 0 {
+		delete(known, at)
 	}
 }
 
@@ -131,7 +152,7 @@ func splitNUL(data []byte, _ bool) (advance int, token []byte, err error) {
 	return 0, nil, nil
 }
 
-func abortAll(mountpoints map[string]bool) error {
+func abortAll(mountpoints map[string]int) error {
 	var errs []error
 	for at := range mountpoints {
 		if err := abort(at); err != nil {

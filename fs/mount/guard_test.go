@@ -2,6 +2,7 @@ package mount
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -76,6 +77,34 @@ func TestADaemonThatIsKilledWhileItWaitsForItselfEnds(t *testing.T) {
 	for end := time.Now().Add(10 * time.Second); unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the guard goes on")
+		}
+	}
+}
+
+func TestAMountThatTheGuardWasToldIsGoneIsNotEnded(t *testing.T) {
+	for _, dropped := range []bool{false, true} {
+		mnt, dir, _ := mounted(t)
+		hold, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hold.Close()
+		command := exec.Command("/proc/self/exe")
+		command.Env, command.Stderr = append(os.Environ(), guardedMount+"="+asGuard), os.Stderr
+		g, err := StartGuard(command, hold)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = g.Add(mnt)
+		if dropped {
+			err = errors.Join(err, g.Add(mnt), g.Drop(mnt), g.Drop(mnt))
+		}
+		if err := errors.Join(err, command.Process.Signal(diedSignal)); err != nil {
+			t.Fatal(err)
+		}
+		<-g.Ended()
+		if _, err := os.ReadDir(mnt); (err == nil) != dropped {
+			t.Errorf("dropped: %v, and the mount gives %v", dropped, err)
 		}
 	}
 }

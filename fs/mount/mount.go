@@ -46,6 +46,7 @@ type Options struct {
 type Server struct {
 	volume     *volume.Volume
 	mountpoint string
+	device     string // of the mount, as the kernel's list of mounts has it
 	log        *slog.Logger
 	fuse       *fuse.Server
 	table      *table
@@ -104,6 +105,9 @@ func Mount(v *volume.Volume, mountpoint string, o Options) (*Server, error) {
 	}()
 	if err := server.WaitMount(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", mountpoint, err), server.Unmount())
+	}
+	if s.device, _, err = topmost(mountpoint); err != nil {
+		return nil, errors.Join(err, server.Unmount())
 	}
 	s.raiseReadAhead()
 	return s, nil
@@ -168,31 +172,60 @@ func (s *Server) Wait() { <-s.done }
 // Done is closed when the mount is gone, by Unmount or by somebody's umount(8).
 func (s *Server) Done() <-chan struct{} { return s.done }
 
-// unmountPatience is how long Unmount waits for programs to let go of a busy mount.
+// OnTop reports whether the mount is what programs find at its path: not when it was detached while it was in use, nor
+// when something else is mounted over it.
+func (s *Server) OnTop() (bool, error) {
+	device, _, err := topmost(s.mountpoint)
+	return device == s.device, err
+}
+
+// unmountPatience is how long Unmount and Release wait for programs to let go of the mount.
 const unmountPatience = 2 * time.Second
 
 // Unmount unmounts. A mount that stays busy is detached: it is gone from the path at once, and programs that
 // still use it get errors from when the daemon ends; that is logged.
 func (s *Server) Unmount() error {
-	var err error
+	err := s.Release()
+	if errors.Is(err, unix.EBUSY) {
+		err = s.left(s.unmount(unix.MNT_DETACH), 0)
+	}
+	return err
+}
+
+// Release unmounts unless programs use the mount: then it fails with EBUSY and the mount stays.
+func (s *Server) Release() error {
 	for end := time.Now().Add(unmountPatience); ; time.Sleep(50 * time.Millisecond) {
-		err = unix.Unmount(s.mountpoint, 0)
+		err := s.unmount(0)
 		if err != unix.EBUSY || time.Now().After(end) {
-			break
+			return s.left(err, unmountPatience)
 		}
 	}
-	busy := err == unix.EBUSY
-	if busy {
-		err = unix.Unmount(s.mountpoint, unix.MNT_DETACH)
+}
+
+// unmount takes the mount off its path. What else is there, over the mount or in its stead, is somebody's own; then it
+// gives EINVAL, as umount(2) does where nothing is mounted.
+func (s *Server) unmount(flags int) error {
+	onTop, err := s.OnTop()
+	if err != nil {
+		return err
 	}
+	if !onTop {
+		return unix.EINVAL
+	}
+	return unix.Unmount(s.mountpoint, flags)
+}
+
+// left waits for a while for the end of a mount that err says is off its path. It does not come while programs hold a
+// mount that was detached, or another mount namespace has a copy of it.
+func (s *Server) left(err error, patience time.Duration) error {
 	if err != nil && err != unix.EINVAL { // EINVAL: not mounted any more
 		return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
 	}
-	if busy {
+	select {
+	case <-s.done:
+	case <-time.After(patience):
 		s.log.Warn("the mount was in use and is detached: programs that hold files on it will get errors")
-		return nil
 	}
-	<-s.done
 	return nil
 }
 
@@ -284,11 +317,16 @@ func CleanStale(mountpoint string) (bool, error) {
 
 // isOurs reports whether the topmost mount on a path is a tandemfs.
 func isOurs(mountpoint string) (bool, error) {
+	_, kind, err := topmost(mountpoint)
+	return kind == "fuse."+fsType, err
+}
+
+// topmost gives the device and the filesystem's type of the topmost mount on a path, "" where there is none.
+func topmost(mountpoint string) (device, kind string, err error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return false, err
+		return "", "", err
 	}
-	ours := false
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
 		if len(fields) < 7 || unescape(fields[4]) != filepath.Clean(mountpoint) {
@@ -296,11 +334,11 @@ func isOurs(mountpoint string) (bool, error) {
 		}
 		for i, f := range fields {
 			if f == "-" && i+1 < len(fields) {
-				ours = fields[i+1] == "fuse."+fsType // the last line for a path is the topmost mount
+				device, kind = fields[2], fields[i+1] // the last line for a path is the topmost mount
 			}
 		}
 	}
-	return ours, nil
+	return device, kind, nil
 }
 
 // unescape undoes the octal escapes of /proc/self/mountinfo.
