@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"strings"
+	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -77,6 +80,15 @@ type command struct {
 	complete                       func(context.Context, *api.Client) []string // what the last argument may be
 }
 
+// socketFlag names the control socket. An empty variable in the environment is as good as none.
+func socketFlag(usage string) urfave.Flag {
+	const variable = "TANDEMFS_SOCKET"
+	return &urfave.StringFlag{
+		Name: "socket", Value: cmp.Or(os.Getenv(variable), defaultSocket), Usage: usage,
+		DefaultText: fmt.Sprintf("%q, or what %s says", defaultSocket, variable),
+	}
+}
+
 // call is a command that was given: with its arguments, and what it needs to carry them out.
 type call struct {
 	*urfave.Context
@@ -87,14 +99,14 @@ type call struct {
 // clientCommand makes a command that asks the daemon.
 func (e *Env) clientCommand(c command) *urfave.Command {
 	flags := []urfave.Flag{
-		&urfave.StringFlag{Name: "socket", Value: defaultSocket, EnvVars: []string{"TANDEMFS_SOCKET"}, Usage: "the daemon's control socket, a `PATH`"},
+		socketFlag("the daemon's control socket, a `PATH`"),
 		&urfave.BoolFlag{Name: "json", DisableDefaultText: true, Usage: "answer in the API's JSON"},
 	}
 	return &urfave.Command{
 		Name: c.name, ArgsUsage: c.args, Usage: c.about, Description: c.description,
 		Flags: append(c.flags, flags...), HideHelpCommand: true, OnUsageError: usageError,
 		Action: func(u *urfave.Context) error {
-			if err := checkArgs(u, c.args); err != nil {
+			if err := checkLine(u, c.args); err != nil {
 				return err
 			}
 			client := api.NewClient(u.String("socket"))
@@ -103,6 +115,34 @@ func (e *Env) clientCommand(c command) *urfave.Command {
 		},
 		BashComplete: func(u *urfave.Context) { e.complete(u, c) },
 	}
+}
+
+// checkLine refuses what cannot be meant: other arguments than a command takes, and flags without a value.
+func checkLine(u *urfave.Context, args string) error {
+	if err := checkArgs(u, args); err != nil {
+		return err
+	}
+	for _, flag := range u.Command.Flags {
+		f, text := flag.(*urfave.StringFlag)
+		if !text || !u.IsSet(f.Name) || f.Name == cursorFlag {
+			continue
+		}
+		if u.String(f.Name) == "" { // a script's variable may be: without the flag the command does something else
+			return usage("--%s is empty", f.Name)
+		}
+		if err := checkText(u.String(f.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkText refuses what cannot be told to the daemon as it is: JSON has no other text.
+func checkText(text string) error {
+	if !utf8.ValidString(text) {
+		return usage("%q is not UTF-8, and cannot be named here", text)
+	}
+	return nil
 }
 
 // checkArgs refuses more or fewer arguments than a command takes.
@@ -118,6 +158,11 @@ func checkArgs(u *urfave.Context, want string) error {
 			return usage("%s is missing: %s %s (see --help)", name, u.Command.HelpName, want)
 		case i < len(got) && got[i] == "": // also where it could be left out: a script's variable may be empty
 			return usage("%s is empty", name)
+		}
+		if i < len(got) {
+			if err := checkText(got[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -143,6 +143,7 @@ func TestTheStatusSaysAllThatIsKnown(t *testing.T) {
   throughput      80 MiB/s now, 75 MiB/s over all of 20 s
   on the wire     1.0 GiB in this transfer, 1.0 GiB since the node started (transfers: 0)
   recovery point  none yet
+  behind          3.0 GiB
   last error      connection reset, 2026-11-23 11:55:00 (5 min ago)
   created         2026-11-23 11:59:00 (1 min ago)
 `)
@@ -203,6 +204,29 @@ func TestEveryKindOfFailureHasItsExitCode(t *testing.T) {
 func TestErrorsInJSONHaveTheAPIsForm(t *testing.T) {
 	d := newDesk(t)
 	d.mustFail("volume show nothing --json", 3, `{"error":{"code":"not_found","message":"no volume \"nothing\""}}`+"\n")
+}
+
+func TestAFlagOrAnArgumentThatIsEmptyOrNoTextIsAUsageError(t *testing.T) {
+	d := newDesk(t)
+	for _, c := range []struct {
+		says string
+		args []string
+	}{
+		{"--mount is empty", []string{"volume", "create", "data", "/srv/data", "--mount", ""}},
+		{"--target-fingerprint is empty", []string{"relationship", "create", "--source", "data", "--target", "h", "--target-volume", "v", "--target-fingerprint="}},
+		{"--source-fingerprint is empty", []string{"relationship", "authorize", "3f", "--yes", "--source-fingerprint", ""}},
+		{"--socket is empty", []string{"node", "show", "--socket="}},
+		{"--state is empty", []string{"serve", "--state", ""}},
+		{`"/srv/\xff" is not UTF-8`, []string{"volume", "create", "data", "/srv/\xff"}},
+		{`"\xff" is not UTF-8`, []string{"volume", "create", "data", "/srv/data", "--mount", "\xff"}},
+	} {
+		if !slices.ContainsFunc(c.args, func(arg string) bool { return strings.HasPrefix(arg, "--socket") }) {
+			c.args = append(c.args, "--socket", d.socket)
+		}
+		if code, _, errs := d.give(c.args...); code != 2 || !strings.Contains(errs, c.says) || len(d.node.did) > 0 {
+			t.Errorf("%q: exit code %d with %q, the node did %q; want %q", c.args, code, errs, d.node.did, c.says)
+		}
+	}
 }
 
 func TestWhatCannotBeUnderstoodIsAUsageError(t *testing.T) {

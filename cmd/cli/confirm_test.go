@@ -88,10 +88,13 @@ Trust this fingerprint and begin? [y/N] `
 func TestDeleteSaysWhatTheTargetWillHold(t *testing.T) {
 	busy := caughtUp()
 	busy.Job = replicator.JobRunning
+	closed := transferring(0) // its volume cannot be opened
+	closed.Job, closed.RecoveryPoint = replicator.JobFailed, replicator.RecoveryPoint{}
 	for _, c := range []struct {
 		s    replicator.Status
 		says string
 	}{
+		{closed, "Its recovery point is not known while volume data cannot be used"},
 		{busy, "A transfer is under way: part of what is there will be newer"},
 		{awaiting(replicator.RoleSource), "not authorized yet"},
 		{transferring(42), "no recovery point yet: what is there is incomplete"},

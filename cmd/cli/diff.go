@@ -10,11 +10,14 @@ import (
 	"tandemfs/cmd/api"
 )
 
+// cursorFlag may be empty: so it is where a loop over all pages begins.
+const cursorFlag = "cursor"
+
 func diffFlags() []urfave.Flag {
 	return []urfave.Flag{
 		&urfave.StringFlag{Name: "file", Usage: "show where the file at `PATH` differs"},
 		&urfave.IntFlag{Name: "limit", Usage: "show at most `N`, and how to go on", DefaultText: "all"},
-		&urfave.StringFlag{Name: "cursor", Usage: "go on at `C`, where a page before ended"},
+		&urfave.StringFlag{Name: cursorFlag, Usage: "go on at `C`, where a page before ended"},
 	}
 }
 
@@ -41,10 +44,7 @@ func diffSnapshots(ctx context.Context, c *call) error {
 
 func (c *call) diffRequest() (api.Diff, error) {
 	want := api.Diff{
-		From: c.Args().Get(1), To: c.Args().Get(2), File: c.String("file"), Cursor: c.String("cursor"), Limit: c.Int("limit"),
-	}
-	if c.IsSet("file") && want.File == "" {
-		return want, usage("--file is empty")
+		From: c.Args().Get(1), To: c.Args().Get(2), File: c.String("file"), Cursor: c.String(cursorFlag), Limit: c.Int("limit"),
 	}
 	if c.IsSet("limit") && (want.Limit < 1 || want.Limit > api.MaxLimit) {
 		return want, usage("--limit must be a number from 1 to %d", api.MaxLimit)

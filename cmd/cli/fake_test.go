@@ -252,6 +252,7 @@ func transferring(percent float64) replicator.Status {
 		WireBytes: 1 << 30, ThroughputOverall: 75 << 20, ThroughputCurrent: 80 << 20,
 	}
 	s.TotalWireBytes, s.Transfers = 1<<30, 0
+	s.RecoveryPoint.BehindBytes = pointer(int64(3 << 30))
 	return s
 }
 

@@ -200,6 +200,9 @@ func deletion(s replicator.Status, point string) string {
 		return text + "It was not authorized yet."
 	}
 	text += fmt.Sprintf("The target %s becomes writable.\n", place(s.Target))
+	if pointUnknown(s) {
+		return text + "Its recovery point is not known while volume " + s.Source.Volume + " cannot be used."
+	}
 	if s.RecoveryPoint.Epoch == 0 {
 		return text + "It has no recovery point yet: what is there is incomplete."
 	}

@@ -24,13 +24,13 @@ func serveCommand(env *Env) *urfave.Command {
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{Name: "state", Value: "/var/lib/tandemfs", Usage: "the node's own `DIR`, made at the first start"},
 			&urfave.StringFlag{Name: "listen", Value: fmt.Sprintf(":%d", replicator.DefaultPort), Usage: "answer peers at `ADDR:PORT`"},
-			&urfave.StringFlag{Name: "socket", Value: defaultSocket, EnvVars: []string{"TANDEMFS_SOCKET"}, Usage: "answer this host's commands at `PATH`"},
+			socketFlag("answer this host's commands at `PATH`"),
 			&urfave.StringFlag{Name: "name", Usage: "the node's `NAME` (default: the host's)"},
 			&urfave.BoolFlag{Name: "log-json", DisableDefaultText: true, Usage: "log in JSON"},
 			&urfave.BoolFlag{Name: "debug", DisableDefaultText: true, Usage: "log more"},
 		},
 		Action: func(u *urfave.Context) error {
-			if err := checkArgs(u, ""); err != nil {
+			if err := checkLine(u, ""); err != nil {
 				return err
 			}
 			options, err := serveOptions(u, env)

@@ -65,9 +65,6 @@ func snapshotCommands(env *Env) []*urfave.Command {
 func createSnapshot(ctx context.Context, c *call) error {
 	volume := c.Args().First()
 	want := api.CreateSnapshot{Name: c.String("name")}
-	if c.IsSet("name") && want.Name == "" {
-		return usage("--name is empty")
-	}
 	var err error
 	if c.IsSet("expires") {
 		if want.Expires, err = snapshotd.ParseExpiry(c.String("expires"), c.env.Now()); err != nil {

@@ -16,7 +16,7 @@ func writeStatus(o *output, s replicator.Status) {
 	fields = append(fields, transferFields(s.Progress)...)
 	fields = append(fields,
 		[2]string{"on the wire", wire(s)},
-		[2]string{"recovery point", recoveryPoint(o, s.RecoveryPoint)},
+		[2]string{"recovery point", recoveryPoint(o, s)},
 		[2]string{"behind", behind(s.RecoveryPoint)},
 		[2]string{"verified", verified(o, s)},
 		[2]string{"last error", lastError(o, s)},
@@ -120,11 +120,21 @@ func wire(s replicator.Status) string {
 		size(s.Progress.WireBytes), size(s.TotalWireBytes), count(s.Transfers))
 }
 
-func recoveryPoint(o *output, r replicator.RecoveryPoint) string {
-	if r.Epoch == 0 {
-		return "none yet"
+func recoveryPoint(o *output, s replicator.Status) string {
+	switch r := s.RecoveryPoint; {
+	case r.Epoch != 0:
+		return fmt.Sprintf("%s, epoch %d", o.moment(r.Time), r.Epoch)
+	case pointUnknown(s):
+		return "not known while volume " + s.Source.Volume + " cannot be used; the target knows it"
 	}
-	return fmt.Sprintf("%s, epoch %d", o.moment(r.Time), r.Epoch)
+	return "none yet"
+}
+
+// pointUnknown reports whether there may be a recovery point that this node does not know: a source has it in its
+// volume's journal.
+func pointUnknown(s replicator.Status) bool {
+	r := s.RecoveryPoint
+	return s.Role == replicator.RoleSource && s.State == replicator.StateEstablished && r.Epoch == 0 && r.BehindBytes == nil
 }
 
 // behind says how far the target is behind, as far as this end knows.
