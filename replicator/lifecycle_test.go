@@ -266,6 +266,9 @@ func TestDeletedOnTheTargetTheSourceHearsOfIt(t *testing.T) {
 		t.Error("the target is not free")
 	}
 	eventually(t, "the source hears of it", func() bool { s := p.src.status(p.id); return s.State == StateEnded && s.Job == JobDisabled })
+	if p.src.status(p.id).Target.ReadOnly {
+		t.Error("the source goes on saying that the target is read-only")
+	}
 	if s := p.src.status(p.id); !strings.Contains(s.EndReason, "beta") {
 		t.Errorf("%+v", s)
 	}

@@ -180,7 +180,7 @@ func (s *sourceSession) bye(content []byte) error {
 // endSource notes that the target has ended the relationship, and lets go of what it kept.
 func (m *Manager) endSource(r *relationship, reason string) error {
 	reason = wire.Printable(reason)
-	err := r.update(func(rec *record) { rec.State, rec.EndReason = StateEnded, reason })
+	err := r.update(func(rec *record) { rec.State, rec.EndReason, rec.Target.ReadOnly = StateEnded, reason, false })
 	if err == nil {
 		err = m.release(r)
 	}

@@ -109,6 +109,16 @@ func TestDeleteSaysWhatTheTargetWillHold(t *testing.T) {
 	}
 }
 
+func TestWhoeverDeletesARelationshipHearsThatTheTargetMayNotKnow(t *testing.T) {
+	d := newDesk(t)
+	d.node.statuses, d.node.deleted = []replicator.Status{caughtUp()}, caughtUp()
+	d.must("relationship delete 3f2a9c11d07b --yes", "relationship 3f2a9c11d07b deleted\n")
+	d.node.deleted.Job = replicator.JobDisconnected
+	if _, out, _ := d.run("relationship delete 3f2a9c11d07b --yes"); !strings.Contains(out, "Until then beta:copy stays read-only") {
+		t.Errorf("it says %q", out)
+	}
+}
+
 func TestAnInterruptedQuestionIsANo(t *testing.T) {
 	d := newDesk(t)
 	d.node.volumes = []api.Volume{dataVolume()}

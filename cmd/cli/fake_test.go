@@ -30,6 +30,7 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // fakeNode answers what a test has put in, and notes what it was told to do.
 type fakeNode struct {
+	deleted       replicator.Status // what the one that is deleted was
 	verifications []replicator.Verification
 	volumes       []api.Volume
 	statuses      []replicator.Status // of one relationship, one for each time somebody asks; the last one stays
@@ -108,7 +109,9 @@ func (n *fakeNode) RejectRelationship(_ context.Context, id string) (replicator.
 
 func (n *fakeNode) DeleteRelationship(_ context.Context, id string) (replicator.Status, error) {
 	n.did = append(n.did, "delete "+id)
-	return replicator.Status{ID: id}, nil
+	s := n.deleted
+	s.ID = id
+	return s, nil
 }
 
 func (n *fakeNode) EnableRelationship(_ context.Context, id string, enabled bool) (replicator.Status, error) {

@@ -188,8 +188,16 @@ func deleteRelationship(ctx context.Context, c *call) error {
 	if err := c.confirm(ctx, deletion(s, now(s.RecoveryPoint.Time)), "Delete the relationship?"); err != nil {
 		return err
 	}
-	s, err = c.client.DeleteRelationship(ctx, s.ID)
-	return c.done(s, err, "deleted")
+	if s, err = c.client.DeleteRelationship(ctx, s.ID); err != nil {
+		return err
+	}
+	return c.answer(s, func(o *output) {
+		o.line("relationship %s deleted", s.ID)
+		if s.Role == replicator.RoleSource && s.State != replicator.StateEnded && s.Job == replicator.JobDisconnected {
+			o.line("note: node %s could not be reached before: unless it has deleted the relationship by itself, delete it there too. "+
+				"Until then %s stays read-only", s.Target.Node, place(s.Target))
+		}
+	})
 }
 
 // deletion says what the end of a relationship means; point is the recovery point's time in words.

@@ -78,6 +78,9 @@ func end(e replicator.End) string {
 // job says what the relationship does at the moment.
 func job(s replicator.Status) string {
 	p := s.Progress
+	if s.Job == replicator.JobDisconnected && s.Role == replicator.RoleTarget {
+		return string(s.Job) + " (the source has to come: its node says why it does not)"
+	}
 	if s.Job != replicator.JobRunning {
 		return string(s.Job)
 	}

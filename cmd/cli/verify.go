@@ -73,6 +73,8 @@ func verify(ctx context.Context, c *call) error {
 		return errors.New("the verification failed: " + v.Error)
 	case v.Differences > 0:
 		return errDifferent
+	case v.State == replicator.VerifyStopped:
+		return errors.New("the verification was stopped before its end")
 	}
 	return nil
 }

@@ -52,6 +52,14 @@ func TestAVerificationThatFindsNothingSucceeds(t *testing.T) {
 	}
 }
 
+func TestAVerificationThatIsStoppedDoesNotSucceed(t *testing.T) {
+	d := newDesk(t)
+	d.node.verifications = []replicator.Verification{{State: replicator.VerifyRunning}, {State: replicator.VerifyStopped, Files: 2}}
+	if code, _, errs := d.run("relationship verify abc"); code != exitFailure || !strings.Contains(errs, "stopped before its end") {
+		t.Errorf("exit code %d, %q", code, errs)
+	}
+}
+
 func TestOneThatGoesOnForEverIsNotAwaited(t *testing.T) {
 	d := newDesk(t)
 	d.node.verifications = []replicator.Verification{{State: replicator.VerifyWaiting}}

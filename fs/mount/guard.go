@@ -95,8 +95,13 @@ func (g *Guard) say(what byte, mountpoint string) error {
 // Ended is closed when the process has ended, by Close or by other hands.
 func (g *Guard) Ended() <-chan struct{} { return g.ended }
 
-// Close ends the guard. What it was told of is unmounted, or is left to the kernel.
+// Close ends the guard, if it runs still. What it was told of is unmounted, or is left to the kernel.
 func (g *Guard) Close() error {
+	select {
+	case <-g.ended: // by other hands, as Ended has told
+		return nil
+	default:
+	}
 	err := g.tell.Close()
 	<-g.ended
 	return errors.Join(err, g.failure)

@@ -103,6 +103,9 @@ func TestAMountThatTheGuardWasToldIsGoneIsNotEnded(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-g.Ended()
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
 		if _, err := os.ReadDir(mnt); (err == nil) != dropped {
 			t.Errorf("dropped: %v, and the mount gives %v", dropped, err)
 		}
