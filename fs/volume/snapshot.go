@@ -102,7 +102,7 @@ func (v *Volume) recallSnapshots() error {
 func checkSnapshotName(name string) error {
 	if name == "" || len(name) > 255 || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") ||
 		!utf8.ValidString(name) { // it is kept as JSON
-		return fmt.Errorf("%w: a snapshot's name has 1 to 255 bytes of UTF-8 and no slash", fs.ErrInvalid)
+		return fmt.Errorf("%q cannot be a snapshot's name (1 to 255 bytes of UTF-8, no slash): %w", name, fs.ErrInvalid)
 	}
 	return nil
 }

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,19 +186,6 @@ func (v *Volume) openState(create bool) error {
 	return nil
 }
 
-// named is an error that has the volume's path in it, where the journal knows but the descriptor by which it is reached.
-func (v *Volume) named(err error) error {
-	return renamed{err, strings.ReplaceAll(err.Error(), v.backing.ProcPath(), v.path)}
-}
-
-type renamed struct {
-	error
-	text string
-}
-
-func (r renamed) Error() string { return r.text }
-func (r renamed) Unwrap() error { return r.error }
-
 // openParts opens what the state directory holds.
 func (v *Volume) openParts(fd int) (err error) {
 	dir := filepath.Join(v.backing.ProcPath(), StateDir, journalName)
@@ -208,7 +194,7 @@ func (v *Volume) openParts(fd int) (err error) {
 		return ErrBusy
 	}
 	if err != nil {
-		return v.named(err)
+		return err
 	}
 	if err = v.around.begin(v, fd); err != nil {
 		return err

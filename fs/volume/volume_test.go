@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -494,23 +493,5 @@ func TestViewsFarApartAreListedApart(t *testing.T) {
 	}
 	if got := names(old); len(got) != 1 {
 		t.Errorf("the first view has %q", got)
-	}
-}
-
-func TestADamagedJournalIsNamedByItsPath(t *testing.T) {
-	dir := t.TempDir()
-	v, err := Open(dir, Options{Name: "test", Create: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := v.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, StateDir, journalName, "store", "MANIFEST"), []byte("rubbish"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err = Open(dir, Options{Name: "test"})
-	if !errors.Is(err, ErrJournal) || !strings.Contains(err.Error(), filepath.Join(dir, StateDir, journalName)) || strings.Contains(err.Error(), "/proc/self") {
-		t.Errorf("got %v", err)
 	}
 }
