@@ -225,6 +225,7 @@ func TestWhatADaemonDidBeforeItWasKilledIsNotTakenForForeign(t *testing.T) {
 		} else {
 			t.Logf("round %d: %+v", round, a)
 		}
+		time.Sleep(2 * time.Second) // then an epoch has begun without anything foreign, and what comes can be told apart
 	}
 	if exact == 0 {
 		t.Error("what the daemon did was taken for foreign in each round")
