@@ -264,7 +264,7 @@ func (v *Volume) Place(id, dir journal.Ident, name string) error {
 			return err
 		}
 		if v.removed(id) {
-			err = v.journal.TouchFound(id, withoutName{o})
+			err = v.journal.TouchFound(id, o)
 		} else {
 			err = v.journal.TouchMeta(id, o)
 		}

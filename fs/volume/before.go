@@ -9,25 +9,24 @@ import (
 	"tandemfs/journal"
 )
 
-// Image is journal.Before's.
+// Image is journal.Before's. What has lost its last name has none, wherever older views find it: for the views of the time
+// since then it does not exist.
 func (o *openInode) Image() (journal.Image, error) {
+	img, err := o.image()
+	if o.v.removed(o.id) {
+		img.Attr.Nlink = 0
+	}
+	return img, err
+}
+
+// image gives an inode's attributes and extended attributes as they are.
+func (o *openInode) image() (journal.Image, error) {
 	var n Inode
 	if err := o.v.statOpen(o, &n); err != nil {
 		return journal.Image{}, err
 	}
 	xattrs, err := sys.Xattrs(o.fd)
 	return journal.Image{Attr: sys.Attr(&n.Stat), Xattrs: xattrs}, err
-}
-
-// withoutName is an inode that has lost its last name and is about to get one: for the views of the time in between it
-// does not exist, whatever name it has where older views find it.
-type withoutName struct{ *openInode }
-
-// Image is journal.Before's.
-func (o withoutName) Image() (journal.Image, error) {
-	img, err := o.openInode.Image()
-	img.Attr.Nlink = 0
-	return img, err
 }
 
 // Keep is journal.Before's. Where there is no room, views that nobody asked for by name are given up; when

@@ -540,6 +540,11 @@ func TestWhatWasRemovedIsNotThereForAViewFromBeforeItCameBack(t *testing.T) {
 		}
 	}
 	look("before")
+	o, err := v.open.get(id, reachPath)
+	must(t, err)
+	must(t, v.inside(func() error { return v.journal.TouchMeta(id, o) })) // as by a sweep
+	v.open.put(o)
+	look("when it was touched")
 	_, err = v.Restore("s", "")
 	must(t, err)
 	look("after")

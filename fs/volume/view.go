@@ -172,7 +172,7 @@ func (w *View) live(id journal.Ident, xattrs bool) (img journal.Image, err error
 	}
 	defer w.v.open.put(o)
 	if xattrs {
-		return o.Image()
+		return o.image()
 	}
 	var n Inode
 	err = w.v.statOpen(o, &n)
