@@ -289,15 +289,21 @@ func (c *comparer) plausible(here journal.Ident, r *wire.Record) (bool, error) {
 	return target == string(r.Symlink), err
 }
 
+// standing comes to the name of a record, and gives its directory and what stands there; false in a directory that the
+// target does not have.
+func (c *comparer) standing(r *wire.Record) (at *listing, name string, stands journal.Ident, ok bool, err error) {
+	if at, err = c.at(r.Dir); err != nil || at.here.IsZero() {
+		return at, "", stands, false, err
+	}
+	name = string(r.Name)
+	stands, err = c.advance(at, name)
+	return at, name, stands, err == nil, err
+}
+
 // link compares one more name of an inode.
 func (c *comparer) link(r *wire.Record) error {
-	at, err := c.at(r.Dir)
-	if err != nil || at.here.IsZero() {
-		return err
-	}
-	name := string(r.Name)
-	stands, err := c.advance(at, name)
-	if err != nil {
+	at, name, stands, ok, err := c.standing(r)
+	if !ok {
 		return err
 	}
 	here, ok, err := c.ids.Get(r.Ident)
@@ -314,13 +320,8 @@ func (c *comparer) link(r *wire.Record) error {
 // it can be told which inode it should be, that one goes there; else what has the name may be the one.
 func (c *comparer) keep(r *wire.Record) error {
 	c.kept = true
-	at, err := c.at(r.Dir)
-	if err != nil || at.here.IsZero() {
-		return err
-	}
-	name := string(r.Name)
-	stands, err := c.advance(at, name)
-	if err != nil {
+	at, name, stands, ok, err := c.standing(r)
+	if !ok {
 		return err
 	}
 	here, ok, err := c.ids.Get(r.Ident)
