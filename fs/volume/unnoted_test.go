@@ -54,19 +54,26 @@ func died(t *testing.T, dir string, inodes int) {
 	}
 }
 
+// diedMaking gives a directory in which a process died when it had made so many inodes, and the seal from before that.
+func diedMaking(t *testing.T, inodes int) (dir string, base journal.Epoch) {
+	t.Helper()
+	dir = t.TempDir()
+	v, err := Open(dir, Options{Name: "test", Create: true})
+	must(t, err)
+	v.mustFile(t, v.root, "a", "")
+	v.mustFile(t, v.root, "b", "")
+	base, err = v.journal.Seal(false)
+	must(t, err)
+	must(t, v.Close())
+	died(t, dir, inodes)
+	return dir, base
+}
+
 func TestAnInodeThatWasMadeWhileTheProcessDiedIsNew(t *testing.T) {
 	for inodes, want := range map[int]string{2: "in a new directory", 3: "in an old directory"} {
 		t.Run(want, func(t *testing.T) {
-			dir := t.TempDir()
-			v, err := Open(dir, Options{Name: "test", Create: true})
-			must(t, err)
-			v.mustFile(t, v.root, "a", "")
-			v.mustFile(t, v.root, "b", "")
-			base, err := v.journal.Seal(false)
-			must(t, err)
-			must(t, v.Close())
-			died(t, dir, inodes)
-			v, err = Open(dir, Options{Name: "test"})
+			dir, base := diedMaking(t, inodes)
+			v, err := Open(dir, Options{Name: "test"})
 			must(t, err)
 			defer v.Close()
 			if got := v.createdSince(t, base); !got["d"] || !got[want] || len(got) != inodes {
@@ -78,15 +85,7 @@ func TestAnInodeThatWasMadeWhileTheProcessDiedIsNew(t *testing.T) {
 
 // The start that looks for such an inode may die itself, before it has noted it.
 func TestAnInodeThatWasMadeWhileTheProcessDiedIsNewThoughTheNextOneDiesToo(t *testing.T) {
-	dir := t.TempDir()
-	v, err := Open(dir, Options{Name: "test", Create: true})
-	must(t, err)
-	v.mustFile(t, v.root, "a", "")
-	v.mustFile(t, v.root, "b", "")
-	base, err := v.journal.Seal(false)
-	must(t, err)
-	must(t, v.Close())
-	died(t, dir, 3)
+	dir, base := diedMaking(t, 3)
 	for n, reached := 1, true; reached; n++ {
 		records := 0
 		disarm := failpoint.Arm(func(call string, size int) (int, error) {
@@ -104,7 +103,7 @@ func TestAnInodeThatWasMadeWhileTheProcessDiedIsNewThoughTheNextOneDiesToo(t *te
 			_ = v.Close() // it may have failed since
 		}
 	}
-	v, err = Open(dir, Options{Name: "test"})
+	v, err := Open(dir, Options{Name: "test"})
 	must(t, err)
 	defer v.Close()
 	if got := v.createdSince(t, base); !got["in an old directory"] || len(got) != 3 {
